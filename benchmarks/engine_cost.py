@@ -1,0 +1,225 @@
+"""What a relevance pass costs, side by side with a plain backward pass of the same model.
+
+    python benchmarks/engine_cost.py                      # SmolLM2-135M, 4 x 256 tokens, CPU
+    python benchmarks/engine_cost.py --lxt-python PYTHON  # and LXT efficient, in its own process
+
+Times: the median of several rounds, each round running every kind once, so that drift of the
+machine hits all alike. Memory: peak resident size of one process per kind (GPU: allocator peak).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from excise.core.memory import peak
+
+
+KINDS = (
+    "plain",
+    "heads+neurons",
+    "weight gradients",
+    "weights",
+    "weight gradients, checkpointed",
+    "weights, checkpointed",
+)
+"""`plain` is forward + backward to the embeddings; `weights` the second moment of all linears."""
+
+
+def make_batch(model, args):
+    from excise.core.data import Sample, collate
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    rows = torch.randint(10, vocabulary, (args.batch, args.tokens), generator=generator)
+    return collate([Sample(tuple(row.tolist())) for row in rows]).to(model.device)
+
+
+def set_checkpointing(model, on):
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = on
+            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def runner(kind, model, args):
+    """Return a function that runs one kind once."""
+    from excise.core.frozen import frozen
+    from excise.lrp.fitter import RelevanceFitter
+    from excise.lrp.targets import NextTokens
+
+    batch, target = make_batch(model, args), NextTokens()
+    checkpointed = kind.endswith("checkpointed")
+
+    def switch(on):
+        if checkpointed:
+            set_checkpointing(model, on)
+
+    kind = kind.split(",")[0]
+    if kind in ("plain", "weight gradients"):
+
+        def plain():
+            switch(True)
+            inputs = batch.model_inputs(explicit_positions=False)
+            if kind == "plain":
+                from excise.core.families import ModelView
+
+                with frozen(ModelView.of(model)):
+                    target(model(**inputs).logits, batch).sum().backward()
+            else:
+                model.train(checkpointed)
+                target(model(**inputs).logits, batch).sum().backward()
+                model.zero_grad()
+                model.eval()
+            switch(False)
+
+        return plain
+
+    components = ("heads", "neurons") if kind == "heads+neurons" else ()
+    weights = ("*",) if kind == "weights" else ()
+
+    def scored():
+        switch(True)
+        aggregate = "square" if weights else "signed"
+        fitter = RelevanceFitter(model, target, "lrp", components, weights, aggregate)
+        fitter.update(batch)
+        switch(False)
+
+    return scored
+
+
+def lxt_runner(model, args):
+    """Return functions for a plain pass and an LXT efficient pass (call `patch` in between)."""
+    embedding = model.get_input_embeddings()
+    batch = torch.randint(10, model.config.vocab_size, (args.batch, args.tokens))
+
+    def run():
+        embedded = embedding(batch).detach().requires_grad_()
+        logits = model(inputs_embeds=embedded, use_cache=False).logits
+        labels = batch.roll(-1, 1).flatten()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
+
+    return run
+
+
+def load(args):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if args.config:
+        from transformers import LlamaConfig
+
+        config = AutoConfig.for_model(**json.loads(args.config))
+        assert isinstance(config, LlamaConfig) or config.model_type == "opt"
+        torch.manual_seed(0)
+        with torch.device(args.device):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype))
+        return model.eval()
+    return AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+
+
+def child(args):
+    model = load(args)
+    if args.kind == "lxt":
+        # the rules of LXT as its efficient API installs them, without its attention patch, which
+        # transformers 5 does not survive: the wrapper is called as tests/lrp/lxt_oracle.py does
+        sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "lrp"))
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        run = lxt_runner(model, args)
+        run()
+        plain = timed(run, args.rounds)
+        import lxt_oracle
+
+        lxt_oracle.patch_llama("attnlrp")
+        model.set_attn_implementation("eager")
+        run()
+        print(json.dumps({"plain": plain, "lxt": timed(run, args.rounds), "peak": peak()}))
+        return
+    run = runner(args.kind, model, args)
+    run()
+    print(json.dumps({"peak": peak()}))
+
+
+def timed(run, rounds):
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--config", help="JSON of a config with model_type: random weights")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lxt-python", help="interpreter of an environment that has lxt")
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.config and not args.folder:
+        from excise.core.loading import converted_gguf, embedded_gguf
+
+        args.folder = str(converted_gguf(embedded_gguf()))
+    if args.kind:
+        return child(args)
+
+    model = load(args)
+    runs = {kind: runner(kind, model, args) for kind in KINDS}
+    for run in runs.values():
+        run()
+    times = {kind: [] for kind in KINDS}
+    for _ in range(args.rounds):
+        for kind, run in runs.items():
+            times[kind] += timed(run, 1)
+    scored = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and p.dim() == 2)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    del model, runs
+
+    def fresh(kind, python=sys.executable):
+        forwarded = [a for a in sys.argv[1:] if not a.startswith("--lxt")]
+        command = [python, __file__, *forwarded, "--kind", kind]
+        if args.folder:
+            command += ["--folder", args.folder]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    peaks = {kind: fresh(kind)["peak"] for kind in KINDS}
+    against = {"heads+neurons": "plain", "weights": "weight gradients",
+               "weights, checkpointed": "weight gradients, checkpointed"}  # fmt: skip
+    print(f"{args.batch} x {args.tokens} tokens, {args.rounds} rounds, "
+          f"{psutil.cpu_count()} cores, model {size / 2**20:.0f} MiB, "
+          f"float32 copy of the scored weights {scored * 4 / 2**20:.0f} MiB")  # fmt: skip
+    for kind in KINDS:
+        base = against.get(kind)
+        line = f"{kind:32} {statistics.median(times[kind]):7.3f} s   {peaks[kind] / 2**20:7.0f} MiB"
+        if base:
+            ratios = sorted(a / b for a, b in zip(times[kind], times[base], strict=True))
+            line += (f"   {statistics.median(ratios):.2f} x {base}"
+                     f" (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")  # fmt: skip
+        print(line)
+    if args.lxt_python:
+        found = fresh("lxt", args.lxt_python)
+        ratio = statistics.median(found["lxt"]) / statistics.median(found["plain"])
+        print(f"LXT efficient: {ratio:.2f} x its own plain pass, {found['peak'] / 2**20:.0f} MiB")
+    return None
+
+
+if __name__ == "__main__":
+    main()

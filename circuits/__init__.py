@@ -1,0 +1,1 @@
+"""Tasks whose circuits are looked for."""

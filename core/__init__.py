@@ -1,0 +1,1 @@
+"""Families, loading, data, artefacts and errors: what every other room stands on."""

@@ -1,0 +1,174 @@
+"""Artefacts on disk: folders written whole or not at all, never a pickle."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from .errors import ExciseError
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+"""Version of the folder layout; readers refuse newer ones."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a result: Python and the main packages."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("excise", "torch", "transformers", "accelerate", "bitsandbytes"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Refuse an output path that would lose something, before any work is done.
+
+    Raises:
+        ExciseError: The path exists and may not be replaced, or its parent is no folder.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ExciseError(f"{path} exists: choose another name, or pass --overwrite")
+    if path.exists() and not (path / "config.json").is_file():
+        raise ExciseError(f"{path} is no model or excise folder, so it is not overwritten")
+    parent = path.absolute().parent
+    if parent.exists() and not parent.is_dir():
+        raise ExciseError(f"{parent} is a file: outputs need a folder there")
+
+
+@contextmanager
+def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends well.
+
+    The temporary folder lies beside the target and is renamed, so that a killed run leaves either
+    nothing or all; an exception removes it. An overwritten folder is moved aside first and put
+    back if the rename fails.
+
+    Args:
+        path: The folder to make.
+        overwrite: Whether an existing model or excise folder may be replaced.
+
+    Raises:
+        ExciseError: The path is taken, or the disk is full or refuses.
+    """
+    path = Path(path).absolute()
+    check_output(path, overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    except OSError as error:
+        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed runs left beside a path."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        pid = part.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def write_artefact(
+    path: str | Path,
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: "Mapping[str, Tensor]",
+    readme: str,
+    overwrite: bool = False,
+) -> None:
+    """Write a folder of `config.json`, `<kind>.safetensors` and `README.md`.
+
+    Args:
+        path: The folder to make.
+        kind: What it is, as in "relevance".
+        config: JSON values; schema version, kind, package versions and time are added.
+        tensors: By name; stored contiguous on the CPU.
+        readme: Markdown for a human who finds the folder.
+        overwrite: Whether an existing folder may be replaced.
+    """
+    from safetensors.torch import save_file
+
+    head = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "versions": versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    with whole_folder(path, overwrite) as folder:
+        (folder / "config.json").write_text(json.dumps({**head, **config}, indent=2) + "\n")
+        try:
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                folder / f"{kind}.safetensors",
+            )
+        except Exception as error:  # safetensors reports a full disk as its own error type
+            raise ExciseError(f"{path} cannot be written: {error}") from error
+        (folder / "README.md").write_text(readme)
+
+
+def read_artefact(path: str | Path, kind: str) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+    """Read such a folder back.
+
+    Raises:
+        ExciseError: No such folder, another kind, a newer schema, or a broken file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_config(path)
+    if config.get("kind") != kind:
+        found = config.get("kind") or f"a {config.get('model_type', 'model')} checkpoint"
+        raise ExciseError(f"{path} holds {found}, and {kind} is needed")
+    if config["schema"] > SCHEMA:
+        raise ExciseError(
+            f"{path} has schema {config['schema']} and this excise reads up to {SCHEMA}: upgrade"
+        )
+    try:
+        return config, load_file(Path(path) / f"{kind}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ExciseError(f"{path} is damaged ({error}): make it again") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read the `config.json` of an artefact or model folder.
+
+    Raises:
+        ExciseError: No folder, no config, or no JSON in it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ExciseError(f"no folder at {path}: give the folder that a verb wrote with -o")
+    try:
+        return json.loads((path / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ExciseError(f"{path} has no readable config.json: {error}") from error

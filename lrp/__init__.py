@@ -1,0 +1,1 @@
+"""The engine: layer-wise relevance propagation for Transformers, in gradient form."""

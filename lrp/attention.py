@@ -1,0 +1,83 @@
+"""Attention under a relevance rule, through transformers' own attention interface.
+
+Two names are registered once, `excise_sdpa` and `excise_eager`. Each runs the original kernel; if
+the calling module is inside a scope, its queries, keys and values pass their rule first. Lookup is
+by module, so that a second model which shares the config object of a scoped one computes as ever.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..core.errors import ExciseError
+from .rules import Fire, ShareRule
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """How one attention module shares relevance.
+
+    Both products of attention, `A V` inside of which `A = softmax(Q K)`, give half to each factor
+    (AttnLRP, arXiv 2402.05602, Prop. 3.3): v keeps 1/2, and of the other half q and k get 1/2
+    each, 1/4 of the gradient. With `constant_pattern` (CP-LRP) q and k get nothing and v all.
+    """
+
+    constant_pattern: bool
+    fire: Fire
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attach the rule to queries, keys and values (batch, heads, seq, head_dim)."""
+        if self.constant_pattern:
+            return q.detach(), k.detach(), ShareRule.apply(v, 1.0, self.fire)  # type: ignore[return-value]
+        return (
+            ShareRule.apply(q, 0.25, self.fire),
+            ShareRule.apply(k, 0.25, self.fire),
+            ShareRule.apply(v, 0.5, self.fire),
+        )  # type: ignore[return-value]
+
+
+ACTIVE: "WeakKeyDictionary[nn.Module, AttentionRule]" = WeakKeyDictionary()
+"""The rule of each attention module that is inside a scope now."""
+
+_PREFIX = "excise_"
+KERNELS = ("sdpa", "eager")
+
+
+def scoped_name(implementation: str) -> str:
+    """Return the name of the interface that adds rules to an attention implementation.
+
+    Raises:
+        ExciseError: The implementation is neither `sdpa` nor `eager`.
+    """
+    plain = implementation.removeprefix(_PREFIX)
+    if plain not in KERNELS:
+        raise ExciseError(
+            f"attention implementation {implementation!r} has no relevance rule: "
+            "load the model with attn_implementation='sdpa' (or 'eager')"
+        )
+    return _PREFIX + plain
+
+
+def _forward_for(kernel: str) -> Callable[..., Any]:
+    def forward(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any):
+        if (rule := ACTIVE.get(module)) is not None:
+            q, k, v = rule(q, k, v)
+        if kernel == "eager":
+            original = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            original = ALL_ATTENTION_FUNCTIONS[kernel]
+        return original(module, q, k, v, *args, **kwargs)
+
+    return forward
+
+
+for _kernel in KERNELS:
+    AttentionInterface.register(_PREFIX + _kernel, _forward_for(_kernel))
+    AttentionMaskInterface.register(_PREFIX + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])

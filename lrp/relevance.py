@@ -1,0 +1,152 @@
+"""The relevance of a model's components for one reference set: a frozen value, kept as a folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..core.artefact import read_artefact, write_artefact
+from ..core.errors import ExciseError
+from ..core.identity import model_hash
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Scores of heads, neurons, tokens and weights: means over samples.
+
+    A sample's value of a component is, by `config["aggregate"]`, the sum over tokens of its
+    relevance (`signed`), the size of that sum (`abs`), or the sum over tokens of its squared
+    relevance (`square`). Relevance is in units of the target (logits, nats).
+    """
+
+    config: dict[str, Any]
+    """Recipe: model id and hash, method, target, aggregate, number and fingerprint of samples."""
+    heads: Float[Tensor, "layers heads"] | None = None
+    neurons: Float[Tensor, "layers d_mlp"] | None = None
+    """Hidden units of each MLP."""
+    tokens: Float[Tensor, "samples seq"] | None = None
+    """Signed relevance of each input token; 0 in the padding."""
+    token_ids: Int[Tensor, "samples seq"] | None = None
+    """-1 in the padding."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter name, in the shape of the parameter."""
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per-sample values of `heads` and `neurons`: (samples, layers, units)."""
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} {tuple(tensor.shape)}"
+            for name, tensor in self._tensors().items()
+            if not name.startswith(("samples/", "weights/", "token_ids"))
+        ]
+        if self.weights:
+            n = sum(weight.numel() for weight in self.weights.values())
+            parts.append(f"{n:,} weights in {len(self.weights)} matrices")
+        recipe = " ".join(str(self.config[key]) for key in ("method", "aggregate", "target"))
+        return f"Relevance({recipe}, {self.config['n_samples']} samples: {', '.join(parts)})"
+
+    def get(self, component: str) -> Tensor:
+        """Return the scores of `heads`, `neurons`, `kv_groups` or `tokens`.
+
+        Raises:
+            ExciseError: This relevance holds no such scores.
+        """
+        scores = getattr(self, component, None)
+        if not isinstance(scores, Tensor):
+            raise ExciseError(
+                f"this relevance holds no {component}: score again with --components {component}"
+            )
+        return scores
+
+    @property
+    def kv_groups(self) -> Float[Tensor, "layers groups"] | None:
+        """Scores of key-value groups: the sum of the heads that share keys and values."""
+        if self.heads is None:
+            return None
+        return self.heads.unflatten(1, (self.config["n_kv_heads"], -1)).sum(-1)
+
+    def interval(self, component: str, z: float = 1.96) -> tuple[Tensor, Tensor]:
+        """Return confidence bounds of the mean, from per-sample values.
+
+        Args:
+            component: `heads` or `neurons`.
+            z: Half-width in standard errors; 1.96 is 95 % for means of many samples.
+
+        Returns:
+            Lower and upper bounds, each (layers, units).
+
+        Raises:
+            ExciseError: Fewer than two samples, or per-sample values were not kept.
+        """
+        values = self.samples.get(component)
+        if values is None or len(values) < 2:
+            raise ExciseError(
+                f"bounds of {component} need the values of at least two samples: score with more "
+                "samples, and keep them"
+            )
+        mean, error = values.mean(0), values.std(0) / len(values) ** 0.5
+        return mean - z * error, mean + z * error
+
+    def top(self, component: str, k: int, by: str = "abs") -> list[tuple[int, int, float]]:
+        """Return the k highest components as (layer, unit, score).
+
+        Args:
+            component: `heads`, `neurons` or `kv_groups`.
+            k: How many.
+            by: `abs` or `signed`.
+        """
+        scores = self.get(component)
+        flat = (scores.abs() if by == "abs" else scores).flatten()
+        width = scores.shape[1]
+        order = flat.topk(min(k, len(flat))).indices.tolist()
+        return [(i // width, i % width, scores.flatten()[i].item()) for i in order]
+
+    def check_model(self, model: Any) -> None:
+        """Refuse to be used on a model that was not the one scored.
+
+        Raises:
+            ExciseError: The hash of its weights differs.
+        """
+        if model_hash(model) != self.config["model_hash"]:
+            raise ExciseError(
+                f"this relevance is of {self.config['model']} ({self.config['dtype']}, hash "
+                f"{self.config['model_hash'][:8]}), and the model's weights differ: score this "
+                "model, or load the same checkpoint in the same or a wider precision"
+            )
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the folder: `config.json`, `relevance.safetensors`, `README.md`."""
+        readme = (
+            f"# Relevance of {self.config['model']}\n\n{self}\n\n"
+            f"Made by excise. Look at it with `excise show {Path(path).name}`.\n"
+        )
+        write_artefact(path, "relevance", self.config, self._tensors(), readme, overwrite)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Relevance":
+        """Read such a folder.
+
+        Raises:
+            ExciseError: Missing, damaged or of another kind; or it holds NaN.
+        """
+        config, tensors = read_artefact(path, "relevance")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ExciseError(f"{path} holds NaN or infinity in {name}: score again")
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+        single = {k: tensors.get(k) for k in ("heads", "neurons", "tokens", "token_ids")}
+        return cls(config, **single, weights=group("weights/"), samples=group("samples/"))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        single = {k: getattr(self, k) for k in ("heads", "neurons", "tokens", "token_ids")}
+        found = {name: tensor for name, tensor in single.items() if tensor is not None}
+        found.update({f"weights/{name}": weight for name, weight in self.weights.items()})
+        found.update({f"samples/{name}": values for name, values in self.samples.items()})
+        return found

@@ -1,0 +1,269 @@
+"""The LRP scope: a context manager that puts relevance rules on one model and takes them off."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from ..core.errors import ExciseError, RuleNotFiredError
+from ..core.families import ModelView, kind_of
+from ..core.frozen import frozen
+from .attention import ACTIVE, AttentionRule, scoped_name
+from .rules import SLOPES, ActivationRule, EpsilonRule, NormRule, ShareRule, full_precision
+
+
+Variant = Literal["attnlrp", "cp-lrp"]
+VARIANTS: tuple[Variant, ...] = ("attnlrp", "cp-lrp")
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """One rule on one module, and how often a backward pass went through it."""
+
+    module: str
+    rule: str
+    fired: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What happened inside a scope."""
+
+    rules: tuple[RuleRecord, ...]
+    layers: tuple[float, ...]
+    """Relevance in the residual stream at the input of each layer, and after the last: sums over
+    samples and positions. Equal to the explained value where nothing absorbs relevance (biases,
+    the softmax and LayerNorm's mean do)."""
+
+    @property
+    def silent(self) -> tuple[RuleRecord, ...]:
+        """Rules that no backward pass went through."""
+        return tuple(record for record in self.rules if not record.fired)
+
+    def __str__(self) -> str:
+        count = Counter(record.rule for record in self.rules)
+        rules = ", ".join(f"{rule} on {n} modules" for rule, n in count.items())
+        return f"{rules}; relevance per layer: {' '.join(f'{r:.4g}' for r in self.layers)}"
+
+
+_OPEN: "WeakKeyDictionary[nn.Module, LRPScope]" = WeakKeyDictionary()
+"""The innermost scope of each model that is inside one."""
+
+
+class LRPScope:
+    """Put the rules of AttnLRP or CP-LRP on one model while the `with` block lasts.
+
+    Inside, the model's outputs are bit-identical to those outside, dropout is off, parameters ask
+    for no gradient, and a backward pass carries relevance: `x * x.grad` is the relevance of an
+    activation `x`. Outside nothing is left, whatever happened inside. Other models are not
+    affected. A second scope on the same model suspends the first until it closes.
+
+    Args:
+        model: A causal language model of a supported family.
+        variant: `attnlrp` (arXiv 2402.05602), or `cp-lrp`, which holds attention patterns and
+            MLP gates constant (Ali et al. 2022).
+        epsilon: Stabiliser of the linear layers, in units of their output; 0 is LRP-0.
+
+    Raises:
+        UnsupportedModelError: The family, or a module's class, has no rule.
+        RuleNotFiredError: On leaving: relevance flowed, but not through every rule.
+
+    Example:
+        with LRPScope(model) as scope:
+            embedded = model.get_input_embeddings()(input_ids).detach().requires_grad_()
+            model(inputs_embeds=embedded).logits[0, -1, answer].backward()
+        relevance = (embedded * embedded.grad).sum(-1)
+    """
+
+    def __init__(self, model: Any, variant: Variant = "attnlrp", epsilon: float = 0.0):
+        if variant not in VARIANTS:
+            raise ExciseError(f"unknown variant {variant!r}: known are {', '.join(VARIANTS)}")
+        if not 0.0 <= epsilon < float("inf"):
+            raise ExciseError(f"epsilon is {epsilon}: give a finite number >= 0")
+        self.view = ModelView.of(model)
+        self.variant: Variant = variant
+        self.epsilon = epsilon
+        self._fired: Counter[tuple[str, str]] = Counter()
+        self._residual: list[Tensor | None] = [None] * (len(self.view.layers) + 1)
+        self._outer: LRPScope | None = None
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "LRPScope":
+        self._outer = _OPEN.get(self.view.model)
+        if self._outer is self:
+            raise ExciseError("this scope is open already: make a second LRPScope to nest one")
+        if self._outer is not None:
+            self._outer._undo.close()
+        try:
+            self._install()
+        except BaseException:
+            self._restore_outer()
+            raise
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        self._undo.close()
+        self._restore_outer()
+        if exc_type is None and any(self._fired.values()):
+            self.check()
+
+    def audit(self) -> Audit:
+        """Say which rule fired in which module, and how much relevance each layer keeps."""
+        return Audit(
+            rules=tuple(RuleRecord(*key, fired) for key, fired in self._fired.items()),
+            layers=tuple(0.0 if total is None else total.item() for total in self._residual),
+        )
+
+    def check(self) -> None:
+        """Raise if a rule never fired.
+
+        Raises:
+            RuleNotFiredError: Names the rules and modules that no relevance went through.
+        """
+        if silent := self.audit().silent:
+            names = ", ".join(f"{record.rule} in {record.module}" for record in silent[:4])
+            more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
+            raise RuleNotFiredError(
+                f"relevance went through no {names}{more}: the scores miss these rules; "
+                "explain an output of the language-model head and keep gradients on"
+            )
+
+    def _restore_outer(self) -> None:
+        if self._outer is None:
+            _OPEN.pop(self.view.model, None)
+        else:
+            self._outer._install()
+
+    def _install(self) -> None:
+        """Put frozen state, hooks and attention rules on the model; `_undo` takes them off."""
+        with ExitStack() as undo:
+            undo.enter_context(frozen(self.view))
+            self._install_rules(undo)
+            self._undo = undo.pop_all()
+        _OPEN[self.view.model] = self
+
+    def _install_rules(self, undo: ExitStack) -> None:
+        view, constant = self.view, self.variant == "cp-lrp"
+        unreached = set(self._constant_modules()) if constant else set()
+
+        def hook(handle: Any) -> None:
+            undo.callback(handle.remove)
+
+        for path, norm in view.modules("rms_norm", "rms_norm_plus_one", "layer_norm"):
+            if norm in unreached:
+                continue
+            hook(norm.register_forward_hook(partial(_norm_hook, self._fire(path, "norm"))))
+        for layer in view.layers:
+            path = view.path(layer.activation)
+            kind = kind_of(layer.activation) or ""
+            if view.family.gated and constant:
+                fire = self._fire(path, "constant gate")
+                hook(layer.activation.register_forward_hook(partial(_constant_hook, fire)))
+            elif kind in SLOPES:
+                rule = partial(_activation_hook, self._fire(path, "identity"), SLOPES[kind])
+                hook(layer.activation.register_forward_hook(rule))
+            if view.family.gated and not constant:
+                fire = self._fire(view.path(layer.mlp_out), "half per factor")
+                hook(layer.mlp_out.register_forward_pre_hook(partial(_half_hook, fire)))
+            path = view.path(layer.attention)
+            name = "constant pattern" if constant else "half per product"
+            ACTIVE[layer.attention] = AttentionRule(constant, self._fire(path, name))
+            undo.callback(ACTIVE.pop, layer.attention, None)
+        if self.epsilon:
+            for path, linear in view.modules("linear"):
+                if linear in unreached:
+                    continue
+                fire = self._fire(path, "epsilon")
+                hook(linear.register_forward_hook(partial(_epsilon_hook, fire, self.epsilon)))
+        for index, layer in enumerate(view.layers):
+            hook(layer.module.register_forward_pre_hook(partial(_residual_in, self, index)))
+        last = view.layers[-1].module
+        hook(last.register_forward_hook(partial(_residual_out, self, len(view.layers))))
+        before = view.model.config._attn_implementation
+        undo.callback(view.model.set_attn_implementation, before)
+        view.model.set_attn_implementation(scoped_name(before))
+
+    def _constant_modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that feed only what CP-LRP holds constant: no relevance gets there."""
+        for layer in self.view.layers:
+            yield from layer.query_key
+            if self.view.family.gated:
+                yield layer.mlp_in[0]
+
+    def _fire(self, path: str, rule: str) -> Any:
+        key = (path, rule)
+        self._fired.setdefault(key, 0)
+
+        def fire() -> None:
+            self._fired[key] += 1
+
+        return fire
+
+    def _keep(self, index: int, amount: Tensor) -> None:
+        total = self._residual[index]
+        self._residual[index] = amount if total is None else total + amount
+
+
+class _ResidualTap(Function):
+    """Pass the residual stream through and add up its relevance on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scope: LRPScope, index: int):
+        ctx.save_for_backward(x)
+        ctx.scope, ctx.index = scope, index
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        (x,) = ctx.saved_tensors
+        ctx.scope._keep(ctx.index, (full_precision(x) * full_precision(grads[0])).sum())
+        return grads[0], None, None
+
+
+def _flows(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def _norm_hook(fire: Any, norm: Any, args: tuple[Tensor, ...], y: Tensor) -> Any:
+    if not _flows(x := args[0]):
+        return None
+    kind = kind_of(norm)
+    if kind == "layer_norm":
+        return NormRule.apply(x, y.detach(), norm.weight, norm.eps, True, fire)
+    eps = norm.eps if kind == "rms_norm_plus_one" else norm.variance_epsilon
+    scale = 1.0 + norm.weight if kind == "rms_norm_plus_one" else norm.weight
+    return NormRule.apply(x, y.detach(), scale, eps, False, fire)
+
+
+def _activation_hook(fire: Any, slope: Any, _act: Any, args: tuple[Tensor, ...], y: Tensor) -> Any:
+    return ActivationRule.apply(args[0], y.detach(), slope, fire) if _flows(args[0]) else None
+
+
+def _constant_hook(fire: Any, _act: Any, _args: Any, y: Tensor) -> Tensor:
+    fire()
+    return y.detach()
+
+
+def _half_hook(fire: Any, _linear: Any, args: tuple[Tensor, ...]) -> Any:
+    return ShareRule.apply(args[0], 0.5, fire) if _flows(args[0]) else None
+
+
+def _epsilon_hook(fire: Any, epsilon: float, _linear: Any, _args: Any, z: Tensor) -> Any:
+    return EpsilonRule.apply(z, epsilon, fire) if _flows(z) else None
+
+
+def _residual_in(scope: LRPScope, index: int, _layer: Any, args: tuple[Any, ...]) -> Any:
+    return (_ResidualTap.apply(args[0], scope, index), *args[1:]) if _flows(args[0]) else None
+
+
+def _residual_out(scope: LRPScope, index: int, _layer: Any, _args: Any, output: Any) -> Any:
+    if not isinstance(output, tuple):  # transformers 5
+        return _ResidualTap.apply(output, scope, index)
+    return (_ResidualTap.apply(output[0], scope, index), *output[1:])  # transformers 4

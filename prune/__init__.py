@@ -1,0 +1,1 @@
+"""Choosing what goes, and taking it out of a checkpoint."""

@@ -1,0 +1,1 @@
+"""Pictures and tables as one HTML file: SVG and text, no script, nothing loaded from elsewhere."""

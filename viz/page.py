@@ -1,0 +1,130 @@
+"""One HTML file that says everything itself: no script, no font, no picture from elsewhere.
+
+The page's own rules forbid the browser to load anything. It follows the reader's light or dark
+scheme, prints in light colours, and reads the same with scripts switched off: there are none.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .style import stylesheet
+from .text import escape
+
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""The content security policy: inline style, inline pictures, nothing from the network."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        heading: Plain text.
+        body: HTML: what `heatmap`, `token_heatmap`, `table` and `prose` return, or several of them
+            one after the other. It is placed as it is.
+        note: Plain text below the body: how to read it, what it does not say.
+    """
+
+    heading: str
+    body: str
+    note: str = ""
+
+
+def page(title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = "") -> str:
+    """Writes a complete HTML document.
+
+    Args:
+        title: Plain text; the page's only `<h1>`.
+        sections: The parts, in order; from three on there is a list of contents.
+        subtitle: Plain text below the title: the one sentence to take away.
+        footer: Plain text at the end: where the page comes from. Lines stay lines.
+
+    Returns:
+        The document; `write_page` saves it.
+    """
+    names = [_anchor(index, section.heading) for index, section in enumerate(sections)]
+    lead = f'\n<p class="lead">{escape(subtitle)}</p>' if subtitle else ""
+    end = f"\n<footer>\n<p>{_lines(footer)}</p>\n</footer>" if footer else ""
+    body = "\n".join(map(_section, names, sections))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{stylesheet()}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+<h1>{escape(title)}</h1>{lead}
+</header>
+{_contents(names, sections)}<main id="main">
+{body}
+</main>{end}
+</body>
+</html>
+"""
+
+
+def write_page(path: str | os.PathLike[str], html: str) -> Path:
+    """Saves a page so that a killed run leaves the old file or the new one, never half of it.
+
+    Args:
+        path: The file; its folder must exist. An existing file is replaced.
+        html: The document.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    content = html.encode("utf-8")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _section(name: str, section: Section) -> str:
+    note = f'\n<p class="note">{_lines(section.note)}</p>' if section.note else ""
+    return (
+        f'<section aria-labelledby="{name}">\n<h2 id="{name}">{escape(section.heading)}</h2>\n'
+        f'<div class="body">\n{section.body}\n</div>{note}\n</section>'
+    )
+
+
+def _contents(names: list[str], sections: Sequence[Section]) -> str:
+    if len(sections) < 3:
+        return ""
+    items = "\n".join(
+        f'<li><a href="#{name}">{escape(section.heading)}</a></li>'
+        for name, section in zip(names, sections, strict=True)
+    )
+    return f'<nav aria-label="Contents">\n<ol>\n{items}\n</ol>\n</nav>\n'
+
+
+def _anchor(index: int, heading: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")[:40].strip("-")
+    return f"s{index + 1}-{words}" if words else f"s{index + 1}"
+
+
+def _lines(text: str) -> str:
+    return escape(text.strip()).replace("\n", "<br>\n")
