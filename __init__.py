@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .core.loading import load_model
     from .eval.choice import choice_accuracy
     from .eval.perplexity import perplexity
-    from .lrp.fitter import RelevanceFitter, score
+    from .lrp.fitter import RelevanceFitter
     from .lrp.relevance import Relevance
+    from .lrp.run import forecast, score
     from .lrp.scope import LRPScope
     from .prune.cut import Mask, select
 
@@ -45,7 +46,8 @@ _HOME = {
     "ioi_prompts": "circuits.ioi",
     "load_model": "core.loading",
     "perplexity": "eval.perplexity",
-    "score": "lrp.fitter",
+    "forecast": "lrp.run",
+    "score": "lrp.run",
     "select": "prune.cut",
 }
 
@@ -54,7 +56,7 @@ __all__ = [  # noqa: RUF022  (grouped by room)
     "ExciseError",
     "FAMILIES", "Family", "ModelView",
     "load_model",
-    "LRPScope", "Relevance", "RelevanceFitter", "score",
+    "LRPScope", "Relevance", "RelevanceFitter", "forecast", "score",
     "Mask", "select",
     "choice_accuracy", "perplexity",
     "ioi_prompts",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from safetensors import SafetensorError
 
 from .errors import ExciseError
 
@@ -82,8 +83,9 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-    except OSError as error:
-        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise ExciseError(f"{path} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
@@ -126,13 +128,8 @@ def write_artefact(
     }
     with whole_folder(path, overwrite) as folder:
         (folder / "config.json").write_text(json.dumps({**head, **config}, indent=2) + "\n")
-        try:
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-                folder / f"{kind}.safetensors",
-            )
-        except Exception as error:  # safetensors reports a full disk as its own error type
-            raise ExciseError(f"{path} cannot be written: {error}") from error
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / f"{kind}.safetensors")
         (folder / "README.md").write_text(readme)
 
 
@@ -142,7 +139,6 @@ def read_artefact(path: str | Path, kind: str) -> "tuple[dict[str, Any], dict[st
     Raises:
         ExciseError: No such folder, another kind, a newer schema, or a broken file.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_config(path)

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from .artefact import whole_folder
 from .errors import ExciseError
 
@@ -84,12 +86,10 @@ def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
         _check_type(AutoConfig.from_pretrained(source, **shared))
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         model = AutoModelForCausalLM.from_pretrained(source, **shared, **_arguments(options))
+    except SafetensorError as error:
+        raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ExciseError(f"cannot load {name!r}: {_first_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
     if options.device:
         model = model.to(options.device)
     model.config.name_or_path = name

@@ -1,15 +1,15 @@
 """Scoring: batches in, one relevance out."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.data import Batch, Sample, batches, fingerprint
+from ..core.data import Batch, Sample, fingerprint
 from ..core.errors import ExciseError
 from ..core.families import ModelView
 from ..core.frozen import frozen
@@ -79,7 +79,7 @@ class RelevanceFitter:
         check_aggregate(self.method, aggregate, bool(weights))
         self.n_samples = 0
         self.value = 0.0
-        self._linears = select_linears(self.view, weights)
+        self.linears = select_linears(self.view, weights)
         self._recorder = Recorder(
             self.view,
             self.method,
@@ -87,7 +87,7 @@ class RelevanceFitter:
             heads="heads" in components,
             neurons="neurons" in components,
             tokens="tokens" in components,
-            weights=self._linears,
+            weights=self.linears,
             skip_first_token=skip_first_token,
         )
         rules = self.method.rules
@@ -127,7 +127,7 @@ class RelevanceFitter:
         if self.method.random:
             return self._random()
         single = {n: self._sums[n] / self.n_samples for n in ("heads", "neurons") if n in self._sums}
-        weights = {f"{path}.weight": self._weight(path) for path in self._linears}
+        weights = {f"{path}.weight": self._weight(path) for path in self.linears}
         for name, tensor in (*single.items(), *weights.items()):
             if not bool(tensor.isfinite().all()):
                 raise ExciseError(f"the scores of {name} are not finite: use --dtype float32")
@@ -139,6 +139,44 @@ class RelevanceFitter:
         return Relevance(
             self._config(), **single, tokens=tokens, token_ids=ids, weights=weights, samples=samples
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything gathered so far as tensors, to go on later or to merge."""
+        state = {f"sum/{name}": total for name, total in self._sums.items()}
+        state |= {f"weight/{path}": total for path, total in self._recorder.weight_sums.items()}
+        state |= {f"values/{n}": torch.cat(v) for n, v in self._values.items() if v and v[0].ndim > 1}
+        if tokens := self._values.get("tokens"):
+            state["tokens"] = torch.cat(tokens)
+        state["ids"] = torch.cat([*self._ids, torch.empty(0, dtype=torch.long)])
+        state["lengths"] = torch.tensor([len(ids) for ids in self._ids], dtype=torch.long)
+        state["totals"] = torch.tensor([self.value, self._positions], dtype=torch.float64)
+        if self._scope:
+            state["residual"] = self._scope.residual
+        return state
+
+    def load_state(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Replace what was gathered by one state, or by several put together in order.
+
+        Args:
+            states: What `state()` returned, here or in other processes.
+        """
+        self._recorder.weight_sums = _added(states, "weight/")
+        self._sums = _added(states, "sum/")
+        self._ids, self._values = [], {name: [] for name in self.components}
+        totals = torch.zeros(2, dtype=torch.float64)
+        for state in states:
+            lengths = state["lengths"].tolist()
+            self._ids += state["ids"].split(lengths)
+            if "tokens" in state:
+                self._values["tokens"] += state["tokens"].split(lengths)
+            for name in self.components:
+                if f"values/{name}" in state:
+                    self._values[name].append(state[f"values/{name}"])
+            totals += state["totals"]
+        self.n_samples = len(self._ids)
+        self.value, self._positions = totals.tolist()
+        if self._scope:
+            self._scope.residual = torch.stack([state["residual"] for state in states]).sum(0)
 
     def _run(self, batch: Batch) -> None:
         recorder = self._recorder
@@ -201,7 +239,7 @@ class RelevanceFitter:
 
     def _weight(self, path: str) -> Tensor:
         """Finish a weight matrix's scores: in place, so that one float32 copy is all there is."""
-        weight = self._linears[path].weight.detach()
+        weight = self.linears[path].weight.detach()
         total = self._recorder.weight_sums.get(path)
         if total is None:  # CP-LRP holds what this layer feeds constant
             return torch.zeros_like(weight, dtype=torch.float32)
@@ -225,7 +263,7 @@ class RelevanceFitter:
         }
         weights = {
             f"{path}.weight": torch.rand(linear.weight.shape, generator=generator)
-            for path, linear in self._linears.items()
+            for path, linear in self.linears.items()
         }
         return Relevance(self._config(), **single, weights=weights)
 
@@ -257,6 +295,16 @@ class RelevanceFitter:
         return recorded
 
 
+def _added(states: Sequence[Mapping[str, Tensor]], prefix: str) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for state in states:
+        for key, tensor in state.items():
+            if key.startswith(prefix):
+                name = key.removeprefix(prefix)
+                total[name] = total[name] + tensor if name in total else tensor
+    return total
+
+
 def select_linears(view: ModelView, patterns: Sequence[str]) -> dict[str, nn.Module]:
     """Return the layers' linears whose paths match any glob pattern.
 
@@ -280,32 +328,3 @@ def select_linears(view: ModelView, patterns: Sequence[str]) -> dict[str, nn.Mod
                 "score heads and neurons, or load without --load-in-4bit / --load-in-8bit"
             )
     return {path: linear for path, linear in linears.items() if path in chosen}
-
-
-def score(
-    model: Any,
-    samples: Sequence[Sample] | Iterable[Batch],
-    target: Target | str = "next-tokens",
-    method: str = "lrp",
-    *,
-    batch_size: int = 8,
-    **options: Any,
-) -> Relevance:
-    """Score a model's components on reference data, in one go.
-
-    Args:
-        model: A causal language model of a supported family.
-        samples: Tokenised samples, or ready batches.
-        target: What is explained; see `RelevanceFitter`.
-        method: How; see `METHODS`.
-        batch_size: Samples per pass.
-        options: Those of `RelevanceFitter`.
-
-    Returns:
-        The relevance of components, means over all samples.
-    """
-    fitter = RelevanceFitter(model, target, method, **options)
-    ready = isinstance(samples, Sequence) and all(isinstance(s, Sample) for s in samples)
-    for batch in batches(samples, batch_size) if ready else samples:  # type: ignore[arg-type]
-        fitter.update(batch)  # type: ignore[arg-type]
-    return fitter.result()

@@ -24,6 +24,9 @@ from .rules import full_precision
 
 Sink = Callable[[Tensor, Tensor], None]
 
+_CHUNK = 1 << 18
+"""Elements of a temporary: small enough to be reused, where fresh memory costs page faults."""
+
 
 class _Tap(Function):
     """Hand a tensor and its gradient to a sink."""
@@ -185,23 +188,31 @@ class Recorder:
 
     def _add(self, component: str, index: int, x: Tensor, grad: Tensor) -> None:
         assert self._batch is not None
-        x, grad = full_precision(x.detach()), full_precision(grad.detach())
+        x, grad = x.detach(), grad.detach()
         key = (component, index)
         if self._keeping_clean:
             self._clean[key] = x
             return
-        if self.method.contribution is None:
-            scores = x.square()
-        else:
-            scores = self.method.contribution(self._clean.get(key, x), grad)
-        scores = scores.view(*self._batch.input_ids.shape, -1)  # OPT flattens (B, T, F) in its MLP
-        if component == "heads":
-            scores = scores.unflatten(-1, (self.view.n_heads, -1)).sum(-1)  # (B, T, H)
-        if self.aggregate == "square" and self.method.contribution is not None:
-            scores = scores.square()
-        if (kept := self._kept(scores)) is not None:
-            scores = scores * kept[..., None]
-        self._accumulate(key, scores.sum(1))
+        x = self._clean.get(key, x).view(*self._batch.input_ids.shape, -1)
+        grad = grad.view(x.shape)  # OPT flattens batch and sequence inside its MLP
+        kept = self._kept(x)
+        rows = max(1, _CHUNK // x[0].numel())
+        parts = []
+        for start in range(0, len(x), rows):  # in pieces, so that temporaries stay small
+            piece = slice(start, start + rows)
+            scores = self._contributions(x[piece], grad[piece])
+            if component == "heads":
+                scores = scores.unflatten(-1, (self.view.n_heads, -1)).sum(-1)  # (B, T, H)
+            if self.aggregate == "square" and self.method.contribution is not None:
+                scores = scores.square_()
+            if kept is not None:
+                scores = scores * kept[piece, :, None]
+            parts.append(scores.sum(1))
+        self._accumulate(key, torch.cat(parts))
+
+    def _contributions(self, x: Tensor, grad: Tensor) -> Tensor:
+        x, grad = full_precision(x), full_precision(grad)
+        return self.method.contribution(x, grad) if self.method.contribution else x.square()
 
     def _add_weight(self, path: str, x: Tensor, grad: Tensor) -> None:
         """Add what a batch says about one weight matrix: sums of outer products over tokens."""

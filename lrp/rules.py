@@ -59,7 +59,7 @@ class ActivationRule(Function):
     def backward(ctx: Any, *grads: Tensor):
         (x,) = ctx.saved_tensors
         ctx.fire()
-        return grads[0] * ctx.slope(x), None, None, None
+        return ctx.slope(x).mul_(grads[0]), None, None, None
 
 
 class NormRule(Function):
@@ -76,7 +76,8 @@ class NormRule(Function):
         x = full_precision(x)
         if centred:
             x = x - x.mean(-1, keepdim=True)
-        inverse_std = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
+        inverse_std = torch.rsqrt(mean_square + eps)
         ctx.save_for_backward(inverse_std, scale)
         ctx.centred, ctx.fire = centred, fire
         return y.view_as(y)
@@ -85,10 +86,11 @@ class NormRule(Function):
     def backward(ctx: Any, *grads: Tensor):
         inverse_std, scale = ctx.saved_tensors
         ctx.fire()
-        grad = grads[0] if scale is None else grads[0] * scale
-        grad = grad * inverse_std
+        grad = grads[0] * inverse_std
+        if scale is not None:
+            grad.mul_(scale)
         if ctx.centred:
-            grad = grad - grad.mean(-1, keepdim=True)
+            grad.sub_(grad.mean(-1, keepdim=True))
         return grad.to(grads[0].dtype), None, None, None, None, None
 
 

@@ -92,15 +92,17 @@ class LRPScope:
         self.epsilon = epsilon
         self._fired: Counter[tuple[str, str]] = Counter()
         self._residual: list[Tensor | None] = [None] * (len(self.view.layers) + 1)
+        self._open = False
         self._outer: LRPScope | None = None
         self._undo = ExitStack()
 
     def __enter__(self) -> "LRPScope":
-        self._outer = _OPEN.get(self.view.model)
-        if self._outer is self:
+        outer = _OPEN.get(self.view.model)
+        if self._open:
             raise ExciseError("this scope is open already: make a second LRPScope to nest one")
-        if self._outer is not None:
-            self._outer._undo.close()
+        self._open, self._outer = True, outer
+        if outer is not None:
+            outer._undo.close()
         try:
             self._install()
         except BaseException:
@@ -121,6 +123,15 @@ class LRPScope:
             layers=tuple(0.0 if total is None else total.item() for total in self._residual),
         )
 
+    @property
+    def residual(self) -> Tensor:
+        """Relevance at each layer's input and after the last so far, float64 (layers + 1,)."""
+        return torch.tensor(self.audit().layers, dtype=torch.float64)
+
+    @residual.setter
+    def residual(self, totals: Tensor) -> None:
+        self._residual = list(totals)
+
     def check(self) -> None:
         """Raise if a rule never fired.
 
@@ -136,6 +147,7 @@ class LRPScope:
             )
 
     def _restore_outer(self) -> None:
+        self._open = False
         if self._outer is None:
             _OPEN.pop(self.view.model, None)
         else:
@@ -208,7 +220,7 @@ class LRPScope:
 
     def _keep(self, index: int, amount: Tensor) -> None:
         total = self._residual[index]
-        self._residual[index] = amount if total is None else total + amount
+        self._residual[index] = amount if total is None else total.to(amount) + amount
 
 
 class _ResidualTap(Function):
@@ -223,7 +235,8 @@ class _ResidualTap(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         (x,) = ctx.saved_tensors
-        ctx.scope._keep(ctx.index, (full_precision(x) * full_precision(grads[0])).sum())
+        amount = torch.dot(full_precision(x).flatten(), full_precision(grads[0]).flatten())
+        ctx.scope._keep(ctx.index, amount)
         return grads[0], None, None
 
 

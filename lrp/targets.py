@@ -104,6 +104,15 @@ TARGETS: dict[str, Target] = {
 }
 """The named targets, for the command line."""
 
+SUMMARIES: dict[str, str] = {
+    "logit": "logit of the answer, at the last token",
+    "logprob": "log-probability of the answer, at the last token",
+    "logit-difference": "logit of the answer less that of the wrong one, at the last token",
+    "continuation": "log-probability of the whole answer, teacher-forced",
+    "next-tokens": "log-probability of every next token at once",
+    "next-tokens-logit": "logit of every next token at once",
+}
+
 
 def get_target(name: str) -> Target:
     """Return a named target.

@@ -1,0 +1,23 @@
+"""The tasks by name: generators of prompts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..core.data import Prompt
+from ..core.errors import unknown_name
+from .ioi import ioi_prompts
+
+
+TASKS: dict[str, Callable[[Any, int, int], list[Prompt]]] = {"ioi": ioi_prompts}
+"""(tokenizer, number, seed) to prompts; the command line and `excise ls tasks` read this table."""
+
+
+def task_prompts(name: str, tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
+    """Make prompts of a task.
+
+    Raises:
+        ExciseError: No task has this name.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name](tokenizer, n, seed)

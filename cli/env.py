@@ -1,0 +1,33 @@
+"""excise env: what this machine runs."""
+
+import json
+import platform
+
+import click
+
+from . import options as shared
+
+
+@click.command("env")
+@shared.json_option
+def command(as_json: bool) -> None:
+    """Print versions, devices and memory, for bug reports."""
+    import psutil
+    import torch
+
+    from ..core.artefact import versions
+    from ..core.loading import cache_folder
+    from ..core.memory import readable
+
+    found = {
+        **versions(),
+        "platform": platform.platform(),
+        "cores": psutil.cpu_count(),
+        "memory": readable(psutil.virtual_memory().total),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cache": str(cache_folder()),
+    }
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo("\n".join(f"{name:13} {value}" for name, value in found.items()))

@@ -1,0 +1,50 @@
+"""excise ls: what exists, read from the tables."""
+
+import json
+
+import click
+
+from . import options as shared
+
+
+KINDS = ("families", "methods", "targets", "tasks", "aggregates")
+
+
+def table(kind: str) -> dict[str, str]:
+    """Return the names of a kind, each with a few words on it."""
+    if kind == "families":
+        from ..core.families import FAMILIES
+
+        return {name: f"such as {family.example}" for name, family in FAMILIES.items()}
+    if kind == "methods":
+        from ..lrp.methods import METHODS
+
+        return {name: method.summary for name, method in METHODS.items()}
+    if kind == "targets":
+        from ..lrp.targets import SUMMARIES
+
+        return SUMMARIES
+    if kind == "aggregates":
+        from ..lrp.methods import AGGREGATES
+
+        return dict.fromkeys(AGGREGATES, "")
+    from ..circuits.tasks import TASKS
+
+    return {name: (make.__doc__ or "").splitlines()[0] for name, make in TASKS.items()}
+
+
+@click.command("ls")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@shared.json_option
+def command(kind: str | None, as_json: bool) -> None:
+    """List what exists: families, methods, targets, tasks or aggregates."""
+    found = {name: table(name) for name in ([kind] if kind else KINDS)}
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, rows in found.items():
+        if not kind:
+            click.echo(f"{name}:")
+        width = max(map(len, rows))
+        for row, words in rows.items():
+            click.echo(f"  {row:{width}}  {words}".rstrip())

@@ -1,0 +1,77 @@
+"""The `excise` command: verbs, and what happens when one fails."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..core.errors import ExciseError
+
+
+VERBS = {
+    "score": "Score heads, neurons, tokens and weights on reference data.",
+    "prune": "Cut the least relevant components and write a plain model folder.",
+    "eval": "Measure perplexity and task accuracy of models.",
+    "show": "Print the top components of a relevance, or draw them as a page.",
+    "ls": "List families, methods, targets and tasks.",
+    "env": "Print versions and devices, for bug reports.",
+    "demo": "Score, cut, control and measure the embedded model; write one page.",
+}
+"""Each verb is the command `<verb>` in `cli/<verb>.py` (`eval` in `evaluate.py`)."""
+
+_MODULES = {"eval": "evaluate"}
+
+
+class _Verbs(click.Group):
+    """A group that imports a verb when it is called, so that help needs no torch."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f".{_MODULES.get(cmd_name, cmd_name)}", __package__)
+        return module.command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ExciseError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"excise: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("excise: interrupted; nothing half-written is left", err=True)
+            sys.exit(130)
+
+
+@click.command(
+    cls=_Verbs,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+    epilog="MODEL is a hub id, a folder, a .gguf file, or smollm2 (embedded, no download).",
+)
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an expected failure.")
+def group(debug: bool) -> None:
+    """Find the circuit. Cut it. Prove it."""
+    del debug  # read from the context by `invoke`
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    if not sys.stderr.isatty():
+        for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+    group()

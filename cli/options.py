@@ -1,0 +1,126 @@
+"""Options that several verbs share, and the way from options to objects."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.errors import ExciseError
+
+
+if TYPE_CHECKING:
+    from ..core.data import Prompt, Sample
+    from ..core.loading import Loaded
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def stack(*decorators: Decorator) -> Decorator:
+    """Make one decorator of several, applied so that the first is listed first in the help."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+model_options = stack(
+    click.argument("model", metavar="MODEL"),
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, ..."),
+    click.option("--device", help="As in cpu, cuda:0."),
+    click.option("--device-map", help="As in auto: spread over devices, CPU and disk."),
+    click.option("--load-in-4bit", is_flag=True, help="Quantise with bitsandbytes."),
+    click.option("--load-in-8bit", is_flag=True, help="Quantise with bitsandbytes."),
+    click.option("--allow-pickle", is_flag=True, help="Accept .bin weights; they can run code."),
+)
+"""MODEL and how to load it."""
+
+output_options = stack(
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write."),
+    click.option("--overwrite", is_flag=True, help="Replace the output folder."),
+)
+
+data_options = stack(
+    click.option("--task", help="A built-in task, as in ioi; see excise ls tasks."),
+    click.option("--text", type=click.Path(path_type=Path), help="A text file."),
+    click.option("--dataset", help="A datasets id[:config[:split]]."),
+    click.option("--prompts", type=click.Path(path_type=Path), help="JSONL: clean, answer, ..."),
+    click.option("--samples", default=64, show_default=True, help="How many samples."),
+    click.option("--length", default=512, show_default=True, help="Tokens per sample of a text."),
+)
+"""What to score on: exactly one source."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Of all that is drawn.")
+
+_LOAD = ("revision", "dtype", "device", "device_map", "load_in_4bit", "load_in_8bit", "allow_pickle")
+
+
+def load(options: dict[str, Any]) -> "Loaded":
+    """Load the model that the options name; takes its options out of the dictionary."""
+    from ..core.loading import LoadOptions, load_model
+
+    chosen = {name: options.pop(name) for name in _LOAD}
+    return load_model(options.pop("model"), LoadOptions(**chosen))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where reference samples come from."""
+
+    kind: str
+    """`task`, `text`, `dataset` or `prompts`."""
+    name: str
+    n: int
+    length: int
+    seed: int
+
+    @property
+    def default_target(self) -> str:
+        """What is explained unless the user says otherwise."""
+        return "logit" if self.kind in ("task", "prompts") else "next-tokens"
+
+    def samples(self, tokenizer: Any, target: str) -> "list[Sample]":
+        """Read and tokenise.
+
+        Raises:
+            ExciseError: The source is missing, empty or unfit for the target.
+        """
+        from ..core.data import dataset_text, encode_continuations, encode_prompts, encode_texts
+        from ..core.data import read_text
+
+        if self.kind in ("task", "prompts"):
+            prompts = self._prompts(tokenizer)
+            encode = encode_continuations if target == "continuation" else encode_prompts
+            return encode(tokenizer, prompts)
+        limit = self.n * 50  # documents: enough for n samples of most texts
+        texts = [read_text(self.name)] if self.kind == "text" else dataset_text(self.name, limit)
+        return encode_texts(tokenizer, texts, self.n, self.length)
+
+    def _prompts(self, tokenizer: Any) -> "Sequence[Prompt]":
+        from ..circuits.tasks import task_prompts
+        from ..core.data import read_prompts
+
+        if self.kind == "task":
+            return task_prompts(self.name, tokenizer, self.n, self.seed)
+        return read_prompts(self.name)[: self.n]
+
+
+def source_of(options: dict[str, Any]) -> Source:
+    """Return the one source that the options name; takes its options out of the dictionary.
+
+    Raises:
+        ExciseError: None, or more than one, was given.
+    """
+    given = {k: v for k in ("task", "text", "dataset", "prompts") if (v := options.pop(k))}
+    if len(given) != 1:
+        got = " and ".join(f"--{name}" for name in given) or "none"
+        raise ExciseError(f"give one of --task, --text, --dataset, --prompts; got {got}")
+    ((kind, name),) = given.items()
+    n, length = options.pop("samples"), options.pop("length")
+    return Source(kind, str(name), n, length, options["seed"])

@@ -1,0 +1,100 @@
+"""excise score: relevance of a model's components."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options as shared
+
+
+@click.command(
+    "score",
+    epilog="Examples: excise score smollm2 --task ioi -o ioi   |   "
+    "excise score MODEL --text calibration.txt --weights '*' --aggregate square -o relevance",
+)
+@shared.model_options
+@shared.data_options
+@click.option("--method", default="lrp", show_default=True, help="See excise ls methods.")
+@click.option("--target", help="What is explained; see excise ls targets.  [default: by source]")
+@click.option(
+    "--components",
+    default="heads,neurons,tokens",
+    show_default=True,
+    help="Which of heads, neurons, tokens; comma-separated.",
+)
+@click.option(
+    "--weights", multiple=True, help="Score weights of matching linears, as in '*' or '*mlp*'."
+)
+@click.option("--aggregate", default="signed", show_default=True, help="signed, abs or square.")
+@click.option("--epsilon", default=0.0, help="Stabiliser of linear layers.  [default: 0]")
+@click.option("--steps", default=8, show_default=True, help="Of integrated gradients.")
+@click.option("--skip-first-token", is_flag=True, help="Leave the attention sink out.")
+@click.option("--batch-size", default="auto", show_default=True, help="Samples per pass.")
+@click.option("--resume", is_flag=True, help="Keep progress beside the output; go on from it.")
+@click.option("--dry-run", is_flag=True, help="Print what it would need, and stop.")
+@shared.seed_option
+@shared.output_options
+@shared.json_option
+def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Score heads, neurons, tokens and weights of MODEL on reference data.
+
+    Under `accelerate launch` the samples are shared out over the processes.
+    """
+    from ..core.artefact import check_output
+    from ..core.errors import ExciseError
+    from ..core.memory import peak, readable
+    from ..lrp.run import choose_batch_size, forecast, score
+
+    dry_run, resume = options.pop("dry_run"), options.pop("resume")
+    if output is None and not dry_run:
+        raise ExciseError("say where the relevance goes: -o FOLDER")
+    if output is not None and not dry_run:
+        check_output(output, overwrite)
+    source = shared.source_of(options)
+    target = options.pop("target") or source.default_target
+    batch = options.pop("batch_size")
+    loaded = shared.load(options)
+    options["components"] = [name for name in options["components"].split(",") if name]
+    samples = source.samples(loaded.tokenizer, target)
+    fit = {"target": target, **options}
+    size = choose_batch_size(loaded.model, samples, **fit) if batch == "auto" else _positive(batch)
+    tell = click.echo if _is_main() else lambda *_, **__: None
+    expected = forecast(loaded.model, samples, size, probe=not dry_run, **fit)
+    tell(f"{len(samples)} samples, batch size {size}: {expected}", err=True)
+    if dry_run:
+        tell(json.dumps({"samples": len(samples), "batch_size": size, "peak": expected.peak}))
+        return
+    assert output is not None
+    progress = output.with_name(f".{output.name}.progress") if resume else None
+    started = time.perf_counter()
+    relevance = score(
+        loaded.model, samples, batch_size=size, resume=progress, progress=True, **fit
+    )
+    seconds = time.perf_counter() - started
+    measured = {"seconds": round(seconds, 3), "peak": peak(), "forecast_seconds":
+                round(expected.seconds, 3), "forecast_peak": expected.peak}  # fmt: skip
+    relevance.config.update(source=f"{source.kind} {source.name}", sample_seed=source.seed)
+    if _is_main():
+        relevance.save_pretrained(output, overwrite)
+    tell(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
+    if as_json:
+        tell(json.dumps({"output": str(output), **relevance.config, **measured}))
+    else:
+        tell(f"{relevance}\nwritten to {output}; look at it with: excise show {output}")
+
+
+def _positive(text: str) -> int:
+    from ..core.errors import ExciseError
+
+    if not text.isdigit() or int(text) < 1:
+        raise ExciseError(f"batch size is {text!r}: give a whole number from 1, or auto")
+    return int(text)
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process

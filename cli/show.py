@@ -1,0 +1,147 @@
+"""excise show: look at a relevance folder."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options as shared
+
+
+if TYPE_CHECKING:
+    from ..lrp.relevance import Relevance
+    from ..viz.page import Section
+
+
+@click.command("show", epilog="Example: excise show ioi --html ioi.html")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--top", default=10, show_default=True, help="How many components.")
+@click.option("--rank", default="abs", show_default=True, help="abs or signed.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with heatmaps.")
+@click.option("--tokenizer", help="Model whose tokenizer reads the tokens.  [default: its own]")
+@shared.json_option
+def command(
+    folder: Path, top: int, rank: str, html: Path | None, tokenizer: str | None, as_json: bool
+) -> None:
+    """Print the top components of a relevance FOLDER; draw heads and tokens as one HTML file."""
+    from ..core.errors import ExciseError
+    from ..lrp.relevance import Relevance
+
+    if top < 1 or rank not in ("abs", "signed"):
+        raise ExciseError(f"--top is {top} and --rank {rank!r}: give a number from 1, abs or signed")
+    relevance = Relevance.from_pretrained(folder)
+    rows = {
+        name: top_rows(relevance, name, top, rank)
+        for name in ("heads", "kv_groups", "neurons")
+        if getattr(relevance, name) is not None
+    }
+    if html is not None:
+        draw(relevance, html, tokenizer)
+    if as_json:
+        click.echo(json.dumps({"config": relevance.config, "top": rows}))
+        return
+    click.echo(str(relevance))
+    for name, found in rows.items():
+        click.echo(f"\n{name:10} layer  unit      score   95 % interval")
+        for row in found:
+            bounds = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
+            click.echo(f"{'':10} {row['layer']:5}  {row['unit']:4} {row['score']:10.4g}   {bounds}")
+    if html is not None:
+        click.echo(f"\npage written to {html}")
+
+
+def top_rows(relevance: "Relevance", name: str, k: int, rank: str) -> list[dict[str, Any]]:
+    """Return the k top components with their bounds, as JSON values."""
+    bounds = relevance.interval(name) if has_bounds(relevance, name) else None
+    return [
+        {
+            "layer": layer,
+            "unit": unit,
+            "score": value,
+            "low": bounds[0][layer, unit].item() if bounds else None,
+            "high": bounds[1][layer, unit].item() if bounds else None,
+        }
+        for layer, unit, value in relevance.top(name, k, rank)
+    ]
+
+
+def has_bounds(relevance: "Relevance", name: str) -> bool:
+    """Say whether per-sample values of a component allow an interval."""
+    return len(relevance.samples.get(name, ())) > 1
+
+
+def draw(relevance: "Relevance", path: Path, tokenizer: str | None = None) -> None:
+    """Write a page with heatmaps of heads, neurons and tokens.
+
+    Raises:
+        ExciseError: The folder of the page does not exist.
+    """
+    from ..core.errors import ExciseError
+    from ..viz.page import page, write_page
+
+    config = relevance.config
+    subtitle = (
+        f"{config['method']} relevance ({config['aggregate']}) of the target {config['target']}, "
+        f"{config['n_samples']} samples"
+    )
+    footer = f"model hash {config['model_hash']}, data {config['data']}"
+    title = f"Relevance in {config['model']}"
+    sections = relevance_sections(relevance, read_tokens(relevance, tokenizer))
+    try:
+        write_page(path, page(title, sections, subtitle=subtitle, footer=footer))
+    except OSError as error:
+        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def relevance_sections(
+    relevance: "Relevance", texts: list[list[str]], examples: int = 3
+) -> "list[Section]":
+    """Draw a relevance as sections of a page."""
+    from ..viz.heatmap import heatmap
+    from ..viz.page import Section
+    from ..viz.tokens import token_heatmap
+
+    sections = []
+    for name, unit in (("heads", "head"), ("neurons", "neuron")):
+        scores = getattr(relevance, name)
+        if scores is None:
+            continue
+        extra: dict[str, Any] = {}
+        if has_bounds(relevance, name) and name == "heads":
+            low, high = relevance.interval(name)
+            extra = {"low": low.tolist(), "high": high.tolist(), "interval": "95 % interval"}
+        picture = heatmap(scores.tolist(), title=f"Mean over samples, each {unit}",
+                          column_label=unit, **extra)  # fmt: skip
+        sections.append(Section(f"Relevance of {name}", picture))
+    if relevance.tokens is not None:
+        rows = [
+            token_heatmap(text, row[: len(text)].tolist(), title=f"sample {index}")
+            for index, (text, row) in enumerate(zip(texts, relevance.tokens, strict=False))
+        ]
+        sections.append(Section("Relevance of input tokens", "\n".join(rows[:examples])))
+    return sections
+
+
+def read_tokens(relevance: "Relevance", name: str | None = None) -> list[list[str]]:
+    """Decode the tokens of the samples; without a tokenizer at hand, show their numbers."""
+    if relevance.token_ids is None:
+        return []
+    rows = [[i for i in row if i >= 0] for row in relevance.token_ids.tolist()]
+    tokenizer = _tokenizer(name or relevance.config["model"])
+    if tokenizer is None:
+        return [[f"#{i} " for i in row] for row in rows]
+    return [[tokenizer.decode([i]) for i in row] for row in rows]
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from ..core.loading import EMBEDDED, converted_gguf, embedded_gguf
+
+    source = converted_gguf(embedded_gguf()) if name == EMBEDDED else name
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError):
+        click.echo(f"no tokenizer at {name!r}: tokens are shown as numbers", err=True)
+        return None

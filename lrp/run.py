@@ -1,0 +1,250 @@
+"""Score a whole reference set: batches, progress, resuming, several processes, a forecast."""
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.artefact import read_artefact, write_artefact
+from ..core.data import Batch, Sample, batches, fingerprint
+from ..core.errors import ExciseError
+from ..core.families import ModelView
+from ..core.memory import available, readable, resident
+from .fitter import RelevanceFitter
+from .relevance import Relevance
+from .targets import Target
+
+
+_SAVE_EVERY = 30.0
+"""Seconds between saves of a resumable run, at least; and 20 times what a save takes."""
+
+
+def score(
+    model: Any,
+    samples: Sequence[Sample] | Iterable[Batch],
+    target: Target | str = "next-tokens",
+    method: str = "lrp",
+    *,
+    batch_size: int = 8,
+    resume: str | Path | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Relevance:
+    """Score a model's components on reference data.
+
+    Under `accelerate launch` with several processes each scores its share of the samples, and
+    every process returns the relevance of all.
+
+    Args:
+        model: A causal language model of a supported family.
+        samples: Tokenised samples, or ready batches.
+        target: What is explained; see `RelevanceFitter`.
+        method: How; see `METHODS`.
+        batch_size: Samples per pass.
+        resume: Folder for progress: an interrupted run goes on from there, and a finished one
+            removes it. Needs samples, not batches.
+        progress: Whether to draw a progress bar on a terminal.
+        options: Those of `RelevanceFitter`.
+
+    Returns:
+        Means over all samples.
+
+    Raises:
+        ExciseError: As `RelevanceFitter`; or the progress folder is of another run.
+    """
+    fitter = RelevanceFitter(model, target, method, **options)
+    if not isinstance(samples, Sequence):
+        for batch in samples:
+            fitter.update(batch)
+        return fitter.result()
+    recipe = f"{fitter.method_name} {fitter.target_name} {options} {fingerprint(samples)}"
+    mine, folder = _my_share(list(samples)), _my_folder(resume)
+    if folder and folder.exists():
+        _restore(fitter, folder, recipe)
+    _score_all(fitter, mine, batch_size, folder, recipe, progress)
+    _merge(fitter)
+    relevance = fitter.result()
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    return relevance
+
+
+def _score_all(
+    fitter: RelevanceFitter,
+    samples: list[Sample],
+    batch_size: int,
+    folder: Path | None,
+    recipe: str,
+    progress: bool,
+) -> None:
+    saved, pause = time.monotonic(), _SAVE_EVERY
+    bar = tqdm(
+        total=len(samples),
+        initial=fitter.n_samples,
+        desc=f"scoring ({fitter.method_name})",
+        unit="sample",
+        disable=None if progress else True,
+    )
+    with bar:
+        try:
+            while fitter.n_samples < len(samples):
+                batch = next(batches(samples[fitter.n_samples :], batch_size))
+                try:
+                    fitter.update(batch)
+                except torch.OutOfMemoryError:
+                    raise ExciseError(
+                        f"out of memory at batch size {batch_size}: use a smaller one, shorter "
+                        "samples, fewer weight matrices, or --device-map auto"
+                    ) from None
+                bar.update(len(batch))
+                if folder and time.monotonic() - saved > pause:
+                    started = time.monotonic()
+                    _save(fitter, folder, recipe)
+                    saved = time.monotonic()
+                    pause = max(_SAVE_EVERY, 20 * (saved - started))
+        except KeyboardInterrupt:
+            if folder:
+                _save(fitter, folder, recipe)
+            raise
+
+
+def _save(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
+    config = {"recipe": recipe, "n_samples": fitter.n_samples}
+    readme = "An unfinished excise run: repeat its command with --resume, or delete this folder.\n"
+    write_artefact(folder, "progress", config, fitter.state(), readme, overwrite=True)
+
+
+def _restore(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
+    config, state = read_artefact(folder, "progress")
+    if config["recipe"] != recipe:
+        raise ExciseError(
+            f"{folder} is the progress of a run with other options or data: "
+            "repeat that command, or delete the folder"
+        )
+    fitter.load_state([state])
+
+
+def _my_share(samples: list[Sample]) -> list[Sample]:
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return samples
+    with state.split_between_processes(list(range(len(samples)))) as indices:
+        return [samples[index] for index in indices]  # type: ignore[union-attr]
+
+
+def _my_folder(folder: str | Path | None) -> Path | None:
+    from accelerate import PartialState
+
+    state = PartialState()
+    if folder is None or state.num_processes == 1:
+        return Path(folder) if folder else None
+    return Path(f"{folder}.{state.process_index}")
+
+
+def _merge(fitter: RelevanceFitter) -> None:
+    """Give every process the scores of all, in the order of the samples."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, reduce
+
+    if PartialState().num_processes == 1:
+        return
+    mine = fitter.state()
+    weights = {key: mine.pop(key) for key in list(mine) if key.startswith("weight/")}
+    states: list[dict[str, Tensor]] = gather_object([mine])
+    known = {key: tuple(t.shape) for found in gather_object([_shapes(weights)]) for key, t in found}
+    for key, shape in sorted(known.items()):  # one reduction a matrix: no process holds them twice
+        weight = weights[key] if key in weights else torch.zeros(shape)
+        states[0][key] = reduce(weight, "sum")  # type: ignore[assignment]
+    fitter.load_state([state for state in states if len(state["lengths"])])
+
+
+def _shapes(weights: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [(key, torch.empty(tensor.shape, device="meta")) for key, tensor in weights.items()]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need."""
+
+    peak: int
+    """Bytes: the model, the activations of one batch, and the scores."""
+    seconds: float
+    """Zero if no batch was timed."""
+
+    def __str__(self) -> str:
+        time_needed = f"about {self.seconds:.0f} s, " if self.seconds else ""
+        return f"{time_needed}peak memory about {readable(self.peak)}"
+
+
+def forecast(
+    model: Any, samples: Sequence[Sample], batch_size: int, *, probe: bool = True, **options: Any
+) -> Forecast:
+    """Say what scoring will take, before it starts.
+
+    Time is that of one batch after a warm-up, scaled to all samples; memory is counted from
+    the model's shape, on top of what the process holds now.
+
+    Args:
+        model: The model.
+        samples: Those to be scored.
+        batch_size: Samples per pass.
+        probe: Whether to time a batch. Without it `seconds` is 0 and the model is not run.
+        options: Those of `RelevanceFitter`.
+    """
+    fitter = RelevanceFitter(model, **options)
+    longest = max(len(sample.input_ids) for sample in samples)
+    rows = min(batch_size, len(samples))
+    seconds = 0.0
+    if probe and not fitter.method.random:
+        mine = -(-len(samples) // _processes())
+        fitter.update(next(batches(samples, rows)))
+        started = time.perf_counter()
+        fitter.update(next(batches(samples, rows)))
+        seconds = (time.perf_counter() - started) * mine / rows
+    weights = bool(options.get("weights"))
+    activations = _activation_bytes(fitter.view, rows * longest, weights, fitter)
+    scores = sum(linear.weight.numel() * 4 for linear in fitter.linears.values())
+    if fitter.keep_samples:
+        width = {"heads": fitter.view.n_heads, "neurons": fitter.view.d_mlp, "tokens": 0}
+        layers = len(fitter.view.layers)
+        scores += sum(width[c] for c in fitter.components) * layers * len(samples) * 4
+    held = max(resident(), sum(p.numel() * p.element_size() for p in model.parameters()))
+    return Forecast(held + activations + scores, seconds)
+
+
+def choose_batch_size(model: Any, samples: Sequence[Sample], **options: Any) -> int:
+    """Return the largest power of two up to 16 whose forecast fits in half of the free memory."""
+    free = available()
+    for batch_size in (16, 8, 4, 2):
+        expected = forecast(model, samples, batch_size, probe=False, **options).peak - resident()
+        if expected < free / 2:
+            return batch_size
+    return 1
+
+
+def _processes() -> int:
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+def _activation_bytes(view: ModelView, tokens: int, weights: bool, fitter: RelevanceFitter) -> int:
+    """Count what a backward pass holds: per layer what rules, taps and kernels save, and logits."""
+    size = view.embedding.weight.element_size()
+    heads = view.n_heads * view.head_dim
+    layer = 5 * heads + (4 if view.family.gated else 2) * view.d_mlp + 2 * view.d_model
+    if weights:
+        layer += 2 * view.d_model
+    vocabulary = view.model.config.vocab_size
+    if fitter.method.contribution is None:
+        return tokens * (vocabulary + layer) * size
+    logits = 3 if "next" in fitter.target_name or fitter.target_name == "continuation" else 2
+    return tokens * (len(view.layers) * layer + logits * vocabulary) * size

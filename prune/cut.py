@@ -1,0 +1,137 @@
+"""Cut the least relevant components: choose a mask, try it, or take it out for good."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..core.errors import ExciseError
+from ..core.families import ModelView
+from ..lrp.relevance import Relevance
+
+
+Component = Literal["heads", "neurons", "weights"]
+COMPONENTS: tuple[Component, ...] = ("heads", "neurons", "weights")
+Rank = Literal["abs", "signed"]
+RANKS: tuple[Rank, ...] = ("abs", "signed")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which components stay."""
+
+    component: Component
+    keep: Mapping[str, Tensor]
+    """True where a component stays: one tensor (layers, units) under the component's name, or one
+    per weight matrix under its parameter's name."""
+
+    @property
+    def sparsity(self) -> float:
+        """The share that goes, counted."""
+        kept = sum(int(tensor.sum()) for tensor in self.keep.values())
+        return 1 - kept / sum(tensor.numel() for tensor in self.keep.values())
+
+    def __str__(self) -> str:
+        total = sum(tensor.numel() for tensor in self.keep.values())
+        gone = total - sum(int(tensor.sum()) for tensor in self.keep.values())
+        return f"{gone:,} of {total:,} {self.component} ({100 * self.sparsity:.2f} %)"
+
+    def apply_(self, model: Any) -> None:
+        """Set what goes to zero in the model's own weights. For good: there is no undo here.
+
+        A neuron goes with its row in the linears before it and its column in the one behind; a
+        head with its rows of the queries and its columns of the output projection (keys and
+        values may serve other heads). Biases of removed rows go too.
+        """
+        with torch.no_grad():
+            for tensor, gone in self._regions(ModelView.of(model)):
+                tensor.masked_fill_(gone.to(tensor.device), 0.0)
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        """Have the model without the components for the length of a `with` block."""
+        saved: list[tuple[Tensor, Tensor, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for tensor, gone in self._regions(ModelView.of(model)):
+                    where = gone.to(tensor.device).expand_as(tensor)
+                    saved.append((tensor, where, tensor[where].clone()))
+                    tensor.masked_fill_(where, 0.0)
+            yield model
+        finally:
+            with torch.no_grad():
+                for tensor, where, values in reversed(saved):
+                    tensor[where] = values
+
+    def _regions(self, view: ModelView) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield weight tensors with a boolean tensor, broadcast to them, of what goes."""
+        if self.component == "weights":
+            parameters = dict(view.model.named_parameters())
+            for name, keep in self.keep.items():
+                yield parameters[name], ~keep
+            return
+        for layer, keep in zip(view.layers, self.keep[self.component], strict=True):
+            if self.component == "neurons":
+                before, behind, gone = layer.mlp_in, layer.mlp_out, ~keep
+            else:
+                before = (layer.query_key[0],)
+                behind, gone = layer.attention_out, (~keep).repeat_interleave(view.head_dim)
+            yield _plain(behind, view).weight, gone[None, :]
+            for linear in before:
+                yield _plain(linear, view).weight, gone[:, None]
+                if linear.bias is not None:
+                    yield linear.bias, gone
+
+
+def select(
+    relevance: Relevance, component: Component, sparsity: float, rank: Rank = "abs"
+) -> Mask:
+    """Choose what stays: all but the lowest share of scores.
+
+    Heads and neurons are compared over all layers; weights within each row of their matrix (one
+    output unit), as is usual for unstructured pruning.
+
+    Args:
+        relevance: Scores of these components.
+        component: `heads`, `neurons` or `weights`.
+        sparsity: Share that goes, from 0 to below 1; the count is rounded to the nearest.
+        rank: `abs` cuts what matters least in either direction, `signed` the lowest values first,
+            among them what speaks against the target.
+
+    Raises:
+        ExciseError: Unknown words, a sparsity out of range, or scores that are not there.
+    """
+    if component not in COMPONENTS or rank not in RANKS:
+        raise ExciseError(f"unknown {component!r} or {rank!r}: known are {COMPONENTS} and {RANKS}")
+    if not 0.0 <= sparsity < 1.0:
+        raise ExciseError(f"sparsity is {sparsity}: give a share from 0 to below 1, as in 0.3")
+    if component == "weights":
+        if not relevance.weights:
+            raise ExciseError("this relevance holds no weights: score again with --weights '*'")
+        keep = {name: keep_rows(scores, sparsity, rank) for name, scores in relevance.weights.items()}
+        return Mask(component, keep)
+    scores = relevance.get(component)
+    return Mask(component, {component: keep_rows(scores.view(1, -1), sparsity, rank).view_as(scores)})
+
+
+def keep_rows(
+    scores: Float[Tensor, "rows columns"], sparsity: float, rank: Rank = "abs"
+) -> Bool[Tensor, "rows columns"]:
+    """Keep the highest scores of each row; exactly the same number in each."""
+    ranked = scores.abs() if rank == "abs" else scores
+    gone = round(sparsity * scores.shape[1])
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    return keep.scatter_(1, ranked.argsort(dim=1, stable=True)[:, :gone], False)
+
+
+def _plain(linear: nn.Module, view: ModelView) -> nn.Linear:
+    if type(linear) is not nn.Linear:
+        raise ExciseError(
+            f"{view.path(linear)} is quantised ({type(linear).__name__}): load the model without "
+            "--load-in-4bit / --load-in-8bit to cut it"
+        )
+    return linear
