@@ -19,10 +19,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from excise.core.memory import peak
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from excise.core.memory import peak
 
 
 KINDS = (

@@ -69,6 +69,10 @@ def ioi_prompts(tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
 
 
 def single_token_words(tokenizer: Any, words: Sequence[str]) -> list[str]:
-    """Keep the words that are one token behind a space."""
+    """Keep the words that are one known token behind a space."""
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-    return [word for word, ids in zip(words, encoded, strict=True) if len(ids) == 1]
+    return [word for word, ids in zip(words, encoded, strict=True) if _is_one(ids, tokenizer)]
+
+
+def _is_one(ids: Sequence[int], tokenizer: Any) -> bool:
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id

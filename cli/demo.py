@@ -49,8 +49,8 @@ def command(
     The control cuts as many heads at random. Scoring and testing use different prompts; perplexity
     is measured on text that is on every machine. Opens no network.
     """
-    from ..core.artefact import whole_folder
-    from ..lrp.relevance import Relevance
+    from ..core.artefact import check_output, whole_folder
+    from ..core.loading import load_model
     from ..lrp.run import score
     from ..prune.cut import select
 
@@ -59,7 +59,9 @@ def command(
 
     started = time.perf_counter()
     output = output or Path("demo")
-    loaded = shared.load({**_LOAD_DEFAULTS, "model": model})
+    overwrite = overwrite or _is_demo(output)
+    check_output(output, overwrite)
+    loaded = load_model(model)
     step(f"loaded {model}: {_parameters(loaded.model):,} parameters")
     fitting, testing = (_prompts(loaded.tokenizer, samples, s) for s in (seed, seed + 1))
     relevance = score(loaded.model, fitting, "logit-difference", progress=True)
@@ -72,28 +74,17 @@ def command(
         with mask.applied(loaded.model):
             rows.append(_measure(name, int((~mask.keep["heads"]).sum()), loaded, testing))
         step(f"{name} ({mask}): {rows[-1].ioi.accuracy} right, perplexity {rows[-1].text}")
-    with whole_folder(output, overwrite or _is_demo(output)) as folder:
+    with whole_folder(output, overwrite) as folder:
         relevance.save_pretrained(folder / "relevance")
         result = {"kind": "demo", "model": model, "seed": seed, "rows": list(map(asdict, rows))}
         (folder / "config.json").write_text(json.dumps(result, indent=2) + "\n")
         _draw(folder / "demo.html", relevance, rows, loaded, sparsity)
     step("done")
-    assert isinstance(relevance, Relevance)
     if as_json:
         click.echo(json.dumps({**result, "output": str(output)}))
     else:
         click.echo(_table(rows) + f"\npage: {output / 'demo.html'}")
 
-
-_LOAD_DEFAULTS: dict[str, Any] = {
-    "revision": None,
-    "dtype": "auto",
-    "device": None,
-    "device_map": None,
-    "load_in_4bit": False,
-    "load_in_8bit": False,
-    "allow_pickle": False,
-}
 
 _HEADERS = ("model", "heads cut", "IOI accuracy", "logit difference", "perplexity")
 

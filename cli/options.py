@@ -58,14 +58,14 @@ data_options = stack(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Of all that is drawn.")
 
-_LOAD = ("revision", "dtype", "device", "device_map", "load_in_4bit", "load_in_8bit", "allow_pickle")
-
 
 def load(options: dict[str, Any]) -> "Loaded":
     """Load the model that the options name; takes its options out of the dictionary."""
+    from dataclasses import fields
+
     from ..core.loading import LoadOptions, load_model
 
-    chosen = {name: options.pop(name) for name in _LOAD}
+    chosen = {field.name: options.pop(field.name) for field in fields(LoadOptions)}
     return load_model(options.pop("model"), LoadOptions(**chosen))
 
 
@@ -91,8 +91,13 @@ class Source:
         Raises:
             ExciseError: The source is missing, empty or unfit for the target.
         """
-        from ..core.data import dataset_text, encode_continuations, encode_prompts, encode_texts
-        from ..core.data import read_text
+        from ..core.data import (
+            dataset_text,
+            encode_continuations,
+            encode_prompts,
+            encode_texts,
+            read_text,
+        )
 
         if self.kind in ("task", "prompts"):
             prompts = self._prompts(tokenizer)
@@ -115,7 +120,7 @@ def source_of(options: dict[str, Any]) -> Source:
     """Return the one source that the options name; takes its options out of the dictionary.
 
     Raises:
-        ExciseError: None, or more than one, was given.
+        ExciseError: None, or more than one, was given; or no samples are asked for.
     """
     given = {k: v for k in ("task", "text", "dataset", "prompts") if (v := options.pop(k))}
     if len(given) != 1:
@@ -123,4 +128,6 @@ def source_of(options: dict[str, Any]) -> Source:
         raise ExciseError(f"give one of --task, --text, --dataset, --prompts; got {got}")
     ((kind, name),) = given.items()
     n, length = options.pop("samples"), options.pop("length")
+    if n < 1:
+        raise ExciseError(f"--samples is {n}: give at least 1")
     return Source(kind, str(name), n, length, options["seed"])

@@ -58,8 +58,8 @@ def command(
     if not other_model:
         scores.check_model(loaded.model)
     mask.apply_(loaded.model)
-    save_model(loaded, output, {"verb": "prune", **result, "rank": rank, "relevance": scores.config},
-               overwrite)  # fmt: skip
+    recipe = {"verb": "prune", **result, "rank": rank, "relevance": scores.config}
+    save_model(loaded, output, recipe, overwrite)
     if as_json:
         click.echo(json.dumps({"output": str(output), **result}))
     else:

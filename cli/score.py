@@ -44,6 +44,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     Under `accelerate launch` the samples are shared out over the processes.
     """
     from ..core.artefact import check_output
+    from ..core.data import check_length
     from ..core.errors import ExciseError
     from ..core.memory import peak, readable
     from ..lrp.run import choose_batch_size, forecast, score
@@ -59,6 +60,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     loaded = shared.load(options)
     options["components"] = [name for name in options["components"].split(",") if name]
     samples = source.samples(loaded.tokenizer, target)
+    check_length(samples, loaded.model.config)
     fit = {"target": target, **options}
     size = choose_batch_size(loaded.model, samples, **fit) if batch == "auto" else _positive(batch)
     tell = click.echo if _is_main() else lambda *_, **__: None
@@ -70,9 +72,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     assert output is not None
     progress = output.with_name(f".{output.name}.progress") if resume else None
     started = time.perf_counter()
-    relevance = score(
-        loaded.model, samples, batch_size=size, resume=progress, progress=True, **fit
-    )
+    relevance = score(loaded.model, samples, batch_size=size, resume=progress, progress=True, **fit)
     seconds = time.perf_counter() - started
     measured = {"seconds": round(seconds, 3), "peak": peak(), "forecast_seconds":
                 round(expected.seconds, 3), "forecast_peak": expected.peak}  # fmt: skip

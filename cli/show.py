@@ -20,26 +20,37 @@ if TYPE_CHECKING:
 @click.option("--rank", default="abs", show_default=True, help="abs or signed.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with heatmaps.")
 @click.option("--tokenizer", help="Model whose tokenizer reads the tokens.  [default: its own]")
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="Another relevance: rank correlation."
+)
 @shared.json_option
 def command(
-    folder: Path, top: int, rank: str, html: Path | None, tokenizer: str | None, as_json: bool
+    folder: Path,
+    top: int,
+    rank: str,
+    html: Path | None,
+    tokenizer: str | None,
+    against: Path | None,
+    as_json: bool,
 ) -> None:
     """Print the top components of a relevance FOLDER; draw heads and tokens as one HTML file."""
     from ..core.errors import ExciseError
     from ..lrp.relevance import Relevance
 
     if top < 1 or rank not in ("abs", "signed"):
-        raise ExciseError(f"--top is {top} and --rank {rank!r}: give a number from 1, abs or signed")
+        raise ExciseError(f"--top {top} --rank {rank!r}: give a number from 1, and abs or signed")
     relevance = Relevance.from_pretrained(folder)
     rows = {
         name: top_rows(relevance, name, top, rank)
         for name in ("heads", "kv_groups", "neurons")
         if getattr(relevance, name) is not None
     }
+    agreement = compare(relevance, against) if against else {}
     if html is not None:
         draw(relevance, html, tokenizer)
     if as_json:
-        click.echo(json.dumps({"config": relevance.config, "top": rows}))
+        found = {"config": relevance.config, "top": rows, "rank_correlation": agreement}
+        click.echo(json.dumps(found))
         return
     click.echo(str(relevance))
     for name, found in rows.items():
@@ -47,6 +58,8 @@ def command(
         for row in found:
             bounds = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
             click.echo(f"{'':10} {row['layer']:5}  {row['unit']:4} {row['score']:10.4g}   {bounds}")
+    for name, correlation in agreement.items():
+        click.echo(f"\nrank correlation of {name} with {against}: {correlation:.4f}")
     if html is not None:
         click.echo(f"\npage written to {html}")
 
@@ -64,6 +77,17 @@ def top_rows(relevance: "Relevance", name: str, k: int, rank: str) -> list[dict[
         }
         for layer, unit, value in relevance.top(name, k, rank)
     ]
+
+
+def compare(relevance: "Relevance", against: Path) -> dict[str, float]:
+    """Return Spearman's correlation with another relevance folder, by component."""
+    from ..lrp.relevance import Relevance
+
+    other = Relevance.from_pretrained(against)
+    both = [
+        n for n in ("heads", "neurons") if None not in (getattr(relevance, n), getattr(other, n))
+    ]
+    return {name: relevance.rank_correlation(other, name) for name in both}
 
 
 def has_bounds(relevance: "Relevance", name: str) -> bool:

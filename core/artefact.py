@@ -1,5 +1,6 @@
 """Artefacts on disk: folders written whole or not at all, never a pickle."""
 
+import glob
 import json
 import os
 import shutil
@@ -38,16 +39,19 @@ def versions() -> dict[str, str]:
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Refuse an output path that would lose something, before any work is done.
 
+    First cleans up after killed runs: see `_sweep`.
+
     Raises:
         ExciseError: The path exists and may not be replaced, or its parent is no folder.
     """
     path = Path(path)
+    _sweep(path)
     if path.exists() and not overwrite:
         raise ExciseError(f"{path} exists: choose another name, or pass --overwrite")
     if path.exists() and not (path / "config.json").is_file():
         raise ExciseError(f"{path} is no model or excise folder, so it is not overwritten")
-    parent = path.absolute().parent
-    if parent.exists() and not parent.is_dir():
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
         raise ExciseError(f"{parent} is a file: outputs need a folder there")
 
 
@@ -72,7 +76,6 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
         temporary.mkdir()
         yield temporary
         if path.exists():
@@ -93,11 +96,15 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed runs left beside a path."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
-        pid = part.name.split(".")[-2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(part, ignore_errors=True)
+    """Remove what killed runs left beside a path; put back what one was about to replace."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        pid, suffix = left.name.split(".")[-2:]
+        if suffix not in ("part", "old") or not pid.isdigit() or psutil.pid_exists(int(pid)):
+            continue
+        if suffix == "old" and not path.exists():
+            left.rename(path)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_artefact(
@@ -145,9 +152,10 @@ def read_artefact(path: str | Path, kind: str) -> "tuple[dict[str, Any], dict[st
     if config.get("kind") != kind:
         found = config.get("kind") or f"a {config.get('model_type', 'model')} checkpoint"
         raise ExciseError(f"{path} holds {found}, and {kind} is needed")
-    if config["schema"] > SCHEMA:
+    schema = config.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
         raise ExciseError(
-            f"{path} has schema {config['schema']} and this excise reads up to {SCHEMA}: upgrade"
+            f"{path} has schema {schema!r} and this excise reads up to {SCHEMA}: upgrade"
         )
     try:
         return config, load_file(Path(path) / f"{kind}.safetensors")
@@ -165,6 +173,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ExciseError(f"no folder at {path}: give the folder that a verb wrote with -o")
     try:
-        return json.loads((path / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no file, no UTF-8, no JSON
         raise ExciseError(f"{path} has no readable config.json: {error}") from error
+    if not isinstance(config, dict):
+        raise ExciseError(f"{path} has no readable config.json: it holds no JSON object")
+    return config

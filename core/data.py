@@ -140,8 +140,10 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         except json.JSONDecodeError as error:
             raise ExciseError(f"{where} is no JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("clean"), str) or not row["clean"]:
-            raise ExciseError(f'{where}: a row needs {{"clean": "some text", ...}}, got {line[:80]}')
-        fields = {key: row.get(key) for key in Prompt.__dataclass_fields__}
+            raise ExciseError(
+                f'{where}: a row needs {{"clean": "some text", ...}}, got {line[:80]}'
+            )
+        fields: dict[str, Any] = {key: row.get(key) for key in Prompt.__dataclass_fields__}
         if bad := [key for key, value in fields.items() if not isinstance(value, str | None)]:
             raise ExciseError(f"{where}: {bad[0]!r} is {fields[bad[0]]!r}, and should be text")
         prompts.append(Prompt(**fields))
@@ -248,11 +250,13 @@ def single_token(tokenizer: Any, text: str | None) -> int | None:
     """Return the one token of an answer.
 
     Raises:
-        ExciseError: The answer has several tokens.
+        ExciseError: The answer has several tokens, or is not in the vocabulary.
     """
     if text is None:
         return None
     ids = tokenizer(as_continuation(text), add_special_tokens=False)["input_ids"]
+    if ids == [tokenizer.unk_token_id]:
+        raise ExciseError(f"answer {text!r} is unknown to the tokenizer: choose another word")
     if len(ids) != 1:
         pieces = tokenizer.convert_ids_to_tokens(ids)
         raise ExciseError(
@@ -283,6 +287,21 @@ def encode_texts(tokenizer: Any, texts: Iterable[str], n: int, length: int) -> l
     n = min(n, available)
     starts = [(index * available // n) * length for index in range(n)]
     return [Sample(tuple(ids[start : start + length])) for start in starts]
+
+
+def check_length(samples: Iterable[Sample], config: Any) -> None:
+    """Refuse samples that are longer than a model can read.
+
+    Raises:
+        ExciseError: Names the longest and the model's number of positions.
+    """
+    longest = max(len(sample.input_ids) for sample in samples)
+    most = getattr(config, "max_position_embeddings", longest)
+    if longest > most:
+        raise ExciseError(
+            f"a sample of {longest} tokens is longer than the model's {most} positions: "
+            "use shorter samples (--length)"
+        )
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:

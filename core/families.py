@@ -141,10 +141,10 @@ class LayerView:
     path: str
     module: "nn.Module"
     attention: "nn.Module"
-    attention_out: "nn.Module"
-    mlp_in: tuple["nn.Module", ...]
+    attention_out: "nn.Linear"
+    mlp_in: tuple["nn.Linear", ...]
     activation: "nn.Module"
-    mlp_out: "nn.Module"
+    mlp_out: "nn.Linear"
     query_key: tuple["nn.Module", ...]
 
 
@@ -158,7 +158,7 @@ class ModelView:
     model: Any
     family: Family
     layers: tuple[LayerView, ...]
-    embedding: "nn.Module"
+    embedding: "nn.Embedding"
     positions: "nn.Module | None"
     d_model: int
     d_mlp: int
@@ -225,10 +225,11 @@ class ModelView:
             if kind_of(module) in kinds:
                 yield path, module
 
-    def layer_linears(self) -> dict[str, "nn.Module"]:
+    def layer_linears(self) -> dict[str, "nn.Linear"]:
         """Return the linears inside the decoder layers by path (not the head, not projections)."""
         prefixes = tuple(f"{layer.path}." for layer in self.layers)
-        return {path: m for path, m in self.modules("linear") if path.startswith(prefixes)}
+        linears: Iterator[tuple[str, Any]] = self.modules("linear")
+        return {path: linear for path, linear in linears if path.startswith(prefixes)}
 
 
 def family_of(model: Any) -> Family:

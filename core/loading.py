@@ -8,6 +8,7 @@ import hashlib
 import os
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,17 +82,21 @@ def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
     else:
         source = str(converted_gguf(embedded_gguf())) if name == EMBEDDED else name
     shared: dict[str, Any] = {"revision": options.revision, "trust_remote_code": False}
+    auto: Any = AutoModelForCausalLM
     try:
         _check_weights(source, options)
         _check_type(AutoConfig.from_pretrained(source, **shared))
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-        model = AutoModelForCausalLM.from_pretrained(source, **shared, **_arguments(options))
+        model = auto.from_pretrained(source, **shared, **_arguments(options))
     except SafetensorError as error:
         raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ExciseError(f"cannot load {name!r}: {_first_line(error)}") from error
     if options.device:
-        model = model.to(options.device)
+        try:
+            model = model.to(options.device)
+        except (RuntimeError, AssertionError) as error:  # no such device, or torch built without
+            raise ExciseError(f"device {options.device!r}: {_first_line(error)}") from error
     model.config.name_or_path = name
     return Loaded(model.eval(), tokenizer, name)
 
@@ -124,7 +129,8 @@ def converted_gguf(path: Path) -> Path:
         path: The `.gguf` file.
 
     Returns:
-        The cached folder, named by the file's content.
+        The cached folder, named by the file's content and the major version of transformers:
+        an older one cannot read the tokenizer that a newer one writes.
 
     Raises:
         ExciseError: No such file, an unsupported one, or the package `gguf` is missing.
@@ -134,9 +140,11 @@ def converted_gguf(path: Path) -> Path:
     if find_spec("gguf") is None:
         raise ExciseError("reading .gguf files needs the package gguf: pip install 'excise[gguf]'")
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        content = digest.hexdigest() if digest else hashlib.sha256(file.read()).hexdigest()
-    folder = cache_folder() / f"{path.stem}-{content[:12]}"
+        content = hashlib.sha256()
+        while block := file.read(1 << 22):
+            content.update(block)
+    major = version("transformers").split(".")[0]
+    folder = cache_folder() / f"{path.stem}-{content.hexdigest()[:12]}-transformers{major}"
     if not folder.exists():
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -195,6 +203,8 @@ def _check_weights(source: str, options: LoadOptions) -> None:
     """Refuse pickled weights, and say in one line what a local folder lacks."""
     folder = Path(source)
     if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or source.startswith("."):
+            raise ExciseError(f"no folder at {folder}: give a HuggingFace model folder or hub id")
         return
     if not (folder / "config.json").is_file():
         raise ExciseError(f"{folder} has no config.json: give a HuggingFace model folder")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..core.data import Sample, batches
+from ..core.data import Sample, batches, check_length
 from ..core.families import family_of
 from ..lrp.targets import LogitDifference
 from .perplexity import Measure
@@ -33,8 +33,9 @@ def choice_accuracy(model: Any, samples: Sequence[Sample], batch_size: int = 16)
         Accuracy with Wilson's interval, and the mean logit difference with a normal one.
 
     Raises:
-        ExciseError: A sample lacks one of the two answers.
+        ExciseError: A sample lacks one of the two answers, or is too long for the model.
     """
+    check_length(samples, model.config)
     explicit = family_of(model).passes_position_ids
     found = []
     for batch in batches(samples, batch_size):

@@ -61,6 +61,8 @@ def perplexity(
     """
     if window < 2:
         raise ExciseError(f"window is {window}: give at least 2 tokens")
+    if limit is not None and limit < 1:
+        raise ExciseError(f"limit is {limit}: give at least 1 window")
     most = getattr(model.config, "max_position_embeddings", window)
     if window > most:
         raise ExciseError(f"window {window} is longer than the model's {most} positions")
@@ -70,7 +72,9 @@ def perplexity(
         raise ExciseError(f"the text has {len(ids)} tokens, less than one window of {window}")
     explicit = family_of(model).passes_position_ids
     losses = []
-    for index in tqdm(range(n), desc="perplexity", unit="window", disable=None if progress else True):
+    for index in tqdm(
+        range(n), desc="perplexity", unit="window", disable=None if progress else True
+    ):
         batch = collate([Sample(tuple(ids[index * window : (index + 1) * window]))])
         inputs = batch.to(model.device).model_inputs(explicit)
         with torch.no_grad():
@@ -78,7 +82,9 @@ def perplexity(
         labels = batch.input_ids[0, 1:].to(logits.device)
         losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
     if not all(map(math.isfinite, losses)):
-        raise ExciseError("the loss is NaN or infinite: the model is broken, or use --dtype float32")
+        raise ExciseError(
+            "the loss is NaN or infinite: the model is broken, or needs --dtype float32"
+        )
     return Measure(
         value=_exp(losses),
         ci=bootstrap(losses, _exp, seed),

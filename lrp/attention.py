@@ -35,12 +35,12 @@ class AttentionRule:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attach the rule to queries, keys and values (batch, heads, seq, head_dim)."""
         if self.constant_pattern:
-            return q.detach(), k.detach(), ShareRule.apply(v, 1.0, self.fire)  # type: ignore[return-value]
+            return q.detach(), k.detach(), ShareRule.apply(v, 1.0, self.fire)
         return (
             ShareRule.apply(q, 0.25, self.fire),
             ShareRule.apply(k, 0.25, self.fire),
             ShareRule.apply(v, 0.5, self.fire),
-        )  # type: ignore[return-value]
+        )
 
 
 ACTIVE: "WeakKeyDictionary[nn.Module, AttentionRule]" = WeakKeyDictionary()

@@ -1,6 +1,7 @@
 """Scoring: batches in, one relevance out."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -126,7 +127,9 @@ class RelevanceFitter:
             raise ExciseError("nothing was scored: give at least one sample")
         if self.method.random:
             return self._random()
-        single = {n: self._sums[n] / self.n_samples for n in ("heads", "neurons") if n in self._sums}
+        single = {
+            n: self._sums[n] / self.n_samples for n in ("heads", "neurons") if n in self._sums
+        }
         weights = {f"{path}.weight": self._weight(path) for path in self.linears}
         for name, tensor in (*single.items(), *weights.items()):
             if not bool(tensor.isfinite().all()):
@@ -144,7 +147,9 @@ class RelevanceFitter:
         """Return everything gathered so far as tensors, to go on later or to merge."""
         state = {f"sum/{name}": total for name, total in self._sums.items()}
         state |= {f"weight/{path}": total for path, total in self._recorder.weight_sums.items()}
-        state |= {f"values/{n}": torch.cat(v) for n, v in self._values.items() if v and v[0].ndim > 1}
+        state |= {
+            f"values/{n}": torch.cat(v) for n, v in self._values.items() if v and v[0].ndim > 1
+        }
         if tokens := self._values.get("tokens"):
             state["tokens"] = torch.cat(tokens)
         state["ids"] = torch.cat([*self._ids, torch.empty(0, dtype=torch.long)])
@@ -256,7 +261,7 @@ class RelevanceFitter:
         generator = torch.Generator().manual_seed(self.seed)
         view = self.view
         shapes = {"heads": view.n_heads, "neurons": view.d_mlp}
-        single = {
+        single: dict[str, Any] = {
             name: torch.rand(len(view.layers), width, generator=generator)
             for name, width in shapes.items()
             if name in self.components
@@ -291,6 +296,7 @@ class RelevanceFitter:
             "position_relevance": self._positions / self.n_samples,
         }
         if audit:
+            recorded["rules"] = dict(Counter(record.rule for record in audit.rules))
             recorded["relevance_by_layer"] = [total / self.n_samples for total in audit.layers]
         return recorded
 
@@ -305,14 +311,14 @@ def _added(states: Sequence[Mapping[str, Tensor]], prefix: str) -> dict[str, Ten
     return total
 
 
-def select_linears(view: ModelView, patterns: Sequence[str]) -> dict[str, nn.Module]:
+def select_linears(view: ModelView, patterns: Sequence[str]) -> dict[str, nn.Linear]:
     """Return the layers' linears whose paths match any glob pattern.
 
     Raises:
         ExciseError: A pattern matches nothing, or a matched layer is quantised.
     """
     linears = view.layer_linears()
-    chosen: dict[str, nn.Module] = {}
+    chosen: dict[str, nn.Linear] = {}
     for pattern in patterns:
         matched = [path for path in linears if fnmatch.fnmatchcase(path, pattern)]
         if not matched:

@@ -105,6 +105,25 @@ class Relevance:
         order = flat.topk(min(k, len(flat))).indices.tolist()
         return [(i // width, i % width, scores.flatten()[i].item()) for i in order]
 
+    def rank_correlation(self, other: "Relevance", component: str) -> float:
+        """Return Spearman's rank correlation of a component's scores with another relevance.
+
+        Args:
+            other: Of a model of the same shape: another precision, method or reference set.
+            component: `heads`, `neurons` or `kv_groups`.
+
+        Raises:
+            ExciseError: One of the two holds no such scores, or the shapes differ.
+        """
+        ours, theirs = self.get(component), other.get(component)
+        if ours.shape != theirs.shape:
+            raise ExciseError(
+                f"{component} are {tuple(ours.shape)} here and {tuple(theirs.shape)} there: "
+                "compare relevance of models of one shape"
+            )
+        ranks = torch.stack([_ranks(ours.flatten()), _ranks(theirs.flatten())])
+        return torch.corrcoef(ranks)[0, 1].item()
+
     def check_model(self, model: Any) -> None:
         """Refuse to be used on a model that was not the one scored.
 
@@ -150,3 +169,9 @@ class Relevance:
         found.update({f"weights/{name}": weight for name, weight in self.weights.items()})
         found.update({f"samples/{name}": values for name, values in self.samples.items()})
         return found
+
+
+def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return ranks from 0, ties sharing their mean rank."""
+    _, group, size = values.unique(return_inverse=True, return_counts=True)
+    return (size.cumsum(0) - (size + 1) / 2).double()[group]

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _SAVE_EVERY = 30.0
 
 def score(
     model: Any,
-    samples: Sequence[Sample] | Iterable[Batch],
+    samples: Sequence[Sample] | Iterator[Batch],
     target: Target | str = "next-tokens",
     method: str = "lrp",
     *,
@@ -43,12 +43,12 @@ def score(
 
     Args:
         model: A causal language model of a supported family.
-        samples: Tokenised samples, or ready batches.
+        samples: Tokenised samples, or an iterator of ready batches.
         target: What is explained; see `RelevanceFitter`.
         method: How; see `METHODS`.
         batch_size: Samples per pass.
         resume: Folder for progress: an interrupted run goes on from there, and a finished one
-            removes it. Needs samples, not batches.
+            removes it. Needs samples, not an iterator.
         progress: Whether to draw a progress bar on a terminal.
         options: Those of `RelevanceFitter`.
 
@@ -64,7 +64,7 @@ def score(
             fitter.update(batch)
         return fitter.result()
     recipe = f"{fitter.method_name} {fitter.target_name} {options} {fingerprint(samples)}"
-    mine, folder = _my_share(list(samples)), _my_folder(resume)
+    mine, folder = _my_share(samples), _my_folder(resume)
     if folder and folder.exists():
         _restore(fitter, folder, recipe)
     _score_all(fitter, mine, batch_size, folder, recipe, progress)
@@ -77,7 +77,7 @@ def score(
 
 def _score_all(
     fitter: RelevanceFitter,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     batch_size: int,
     folder: Path | None,
     recipe: str,
@@ -130,7 +130,7 @@ def _restore(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
     fitter.load_state([state])
 
 
-def _my_share(samples: list[Sample]) -> list[Sample]:
+def _my_share(samples: Sequence[Sample]) -> Sequence[Sample]:
     from accelerate import PartialState
 
     state = PartialState()

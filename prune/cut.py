@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView
 from ..lrp.relevance import Relevance
 
@@ -69,11 +69,14 @@ class Mask:
 
     def _regions(self, view: ModelView) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield weight tensors with a boolean tensor, broadcast to them, of what goes."""
+        parameters: dict[str, Tensor] = dict(view.model.named_parameters())
+        self._check(view, parameters)
         if self.component == "weights":
-            parameters = dict(view.model.named_parameters())
             for name, keep in self.keep.items():
                 yield parameters[name], ~keep
             return
+        gone: Tensor
+        before: tuple[Any, ...]
         for layer, keep in zip(view.layers, self.keep[self.component], strict=True):
             if self.component == "neurons":
                 before, behind, gone = layer.mlp_in, layer.mlp_out, ~keep
@@ -86,10 +89,21 @@ class Mask:
                 if linear.bias is not None:
                     yield linear.bias, gone
 
+    def _check(self, view: ModelView, parameters: Mapping[str, Tensor]) -> None:
+        """Refuse a model of another shape, before anything is changed."""
+        layers = len(view.layers)
+        fitting = {"heads": (layers, view.n_heads), "neurons": (layers, view.d_mlp)}
+        if self.component == "weights":
+            fitting = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+        for name, keep in self.keep.items():
+            if tuple(keep.shape) != fitting.get(name):
+                raise ExciseError(
+                    f"the mask is of another model: {name} is {tuple(keep.shape)} in it, and "
+                    f"{fitting.get(name, 'nothing')} in this model"
+                )
 
-def select(
-    relevance: Relevance, component: Component, sparsity: float, rank: Rank = "abs"
-) -> Mask:
+
+def select(relevance: Relevance, component: Component, sparsity: float, rank: Rank = "abs") -> Mask:
     """Choose what stays: all but the lowest share of scores.
 
     Heads and neurons are compared over all layers; weights within each row of their matrix (one
@@ -105,17 +119,23 @@ def select(
     Raises:
         ExciseError: Unknown words, a sparsity out of range, or scores that are not there.
     """
-    if component not in COMPONENTS or rank not in RANKS:
-        raise ExciseError(f"unknown {component!r} or {rank!r}: known are {COMPONENTS} and {RANKS}")
+    if component not in COMPONENTS:
+        raise unknown_name("component", component, COMPONENTS)
+    if rank not in RANKS:
+        raise unknown_name("rank", rank, RANKS)
     if not 0.0 <= sparsity < 1.0:
         raise ExciseError(f"sparsity is {sparsity}: give a share from 0 to below 1, as in 0.3")
     if component == "weights":
         if not relevance.weights:
             raise ExciseError("this relevance holds no weights: score again with --weights '*'")
-        keep = {name: keep_rows(scores, sparsity, rank) for name, scores in relevance.weights.items()}
+        keep = {
+            name: keep_rows(scores, sparsity, rank) for name, scores in relevance.weights.items()
+        }
         return Mask(component, keep)
     scores = relevance.get(component)
-    return Mask(component, {component: keep_rows(scores.view(1, -1), sparsity, rank).view_as(scores)})
+    return Mask(
+        component, {component: keep_rows(scores.view(1, -1), sparsity, rank).view_as(scores)}
+    )
 
 
 def keep_rows(

@@ -13,7 +13,7 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "T
     os.environ[name] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads only wait for each other
 
-VOCABULARY, POSITIONS = 160, 128
+VOCABULARY, POSITIONS = 160, 512
 
 _SHARED: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -110,8 +110,8 @@ def tiny_tokenizer() -> Any:
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words()])}
     assert len(vocabulary) <= VOCABULARY
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[reportAttributeAccessIssue]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     return PreTrainedTokenizerFast(

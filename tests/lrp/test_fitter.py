@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 import torch
 from excise import ExciseError, RelevanceFitter, Sample, collate, score
-from excise.core.frozen import frozen
 from excise.core.families import ModelView
+from excise.core.frozen import frozen
 from excise.lrp.methods import METHODS
 from excise.lrp.targets import TARGETS, Token
 
 
 Tiny = Callable[[str], Any]
+REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "signed": lambda r: r.sum(0),
+    "abs": lambda r: r.sum(0).abs(),
+    "square": lambda r: r.square().sum(0),
+}
 SAMPLES = [
     Sample((5, 17, 3, 29, 9, 2), answer=3, wrong=8, continuation=2),
     Sample((4, 9, 31, 2), answer=11, wrong=3, continuation=1),
@@ -69,17 +74,14 @@ def test_aggregates_by_their_definition(kind: str, aggregate: Any, tiny: Tiny):
         for path, (x, g) in found.items():
             w = model.get_submodule(path).weight.detach()
             per_token = g[:, :, None] * x[:, None, :] * w  # (T, out, in)
-            value = {
-                "signed": lambda r: r.sum(0),
-                "abs": lambda r: r.sum(0).abs(),
-                "square": lambda r: r.square().sum(0),
-            }[aggregate](per_token)
-            weights[path] = weights.get(path, 0) + value / len(SAMPLES)
+            weights[path] = weights.get(path, 0) + REDUCE[aggregate](per_token) / len(SAMPLES)
         rows = []
         for layer in ModelView.of(model).layers:
             x, g = found[ModelView.of(model).path(layer.mlp_out)]
             r = x * (g @ layer.mlp_out.weight.detach())  # (T, F)
-            rows.append({"signed": r.sum(0), "abs": r.sum(0).abs(), "square": (r * r).sum(0)}[aggregate])
+            rows.append(
+                {"signed": r.sum(0), "abs": r.sum(0).abs(), "square": (r * r).sum(0)}[aggregate]
+            )
         neurons.append(torch.stack(rows))
     relevance = score(
         model, SAMPLES, "logit", "gradient-x-activation", weights=["*"], aggregate=aggregate
@@ -89,7 +91,10 @@ def test_aggregates_by_their_definition(kind: str, aggregate: Any, tiny: Tiny):
         assert (found - expected).abs().max() <= 1e-6 * expected.abs().max(), path
     expected = torch.stack(neurons)
     torch.testing.assert_close(
-        relevance.samples["neurons"].double(), expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item()
+        relevance.samples["neurons"].double(),
+        expected,
+        rtol=1e-5,
+        atol=1e-6 * expected.abs().max().item(),
     )
 
 
@@ -130,10 +135,12 @@ def test_integrated_gradients_are_complete(tiny: Tiny):
         ids = torch.tensor([sample.input_ids])
         embedded = model.get_input_embeddings()(ids)
         with torch.no_grad():
-            ends = [model(inputs_embeds=embedded * a).logits[0, -1, sample.answer] for a in (1, 1e-9)]
+            whole, empty = (
+                model(inputs_embeds=embedded * a).logits[0, -1, sample.answer] for a in (1, 1e-9)
+            )
         assert relevance.tokens is not None
         total = relevance.tokens.sum().item()
-        assert total == pytest.approx((ends[0] - ends[1]).item(), rel=2e-2, abs=1e-4)
+        assert total == pytest.approx((whole - empty).item(), rel=2e-2, abs=1e-4)
 
 
 def test_random_is_seeded(tiny: Tiny):

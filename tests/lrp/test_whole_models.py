@@ -153,7 +153,7 @@ class Slow:
         return self.linear("lm_head", x)
 
     def explain(self, ids: Tensor, answer: int) -> dict[str, Tensor]:
-        """Return relevance of tokens (T,), heads (L, H), neurons (L, F) and all linears' weights."""
+        """Return relevance of tokens (T,), heads (L, H), neurons (L, F) and all weights."""
         linears = [k for k in self.w if ".layers." in k and self.w[k].ndim == 2]
         for name in linears:
             self.w[name].requires_grad_()
