@@ -111,18 +111,26 @@ def lxt_runner(model, args):
     return run
 
 
+SHAPES = {
+    "tinyllama-1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+                           "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
+                           "max_position_embeddings": 2048, "tie_word_embeddings": False},
+    "llama-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
+                     "max_position_embeddings": 4096, "tie_word_embeddings": False},
+}  # fmt: skip
+"""Shapes to fill with random weights."""
+
+
 def load(args):
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    if args.config:
-        from transformers import LlamaConfig
-
-        config = AutoConfig.for_model(**json.loads(args.config))
-        assert isinstance(config, LlamaConfig) or config.model_type == "opt"
+    if args.shape:
         torch.manual_seed(0)
         with torch.device(args.device):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype))
-        return model.eval()
+            config = LlamaConfig(**SHAPES[args.shape])
+            dtype = getattr(torch, args.dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     return AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
 
 
@@ -165,14 +173,14 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--config", help="JSON of a config with model_type: random weights")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights instead of SmolLM2-135M")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lxt-python", help="interpreter of an environment that has lxt")
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not args.config and not args.folder:
+    if not args.shape and not args.folder:
         from excise.core.loading import converted_gguf, embedded_gguf
 
         args.folder = str(converted_gguf(embedded_gguf()))
@@ -189,7 +197,9 @@ def main():
             times[kind] += timed(run, 1)
     scored = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and p.dim() == 2)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    del model, runs
+    del model, runs, run
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
     def fresh(kind, python=sys.executable):
         forwarded = [a for a in sys.argv[1:] if not a.startswith("--lxt")]

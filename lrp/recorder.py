@@ -221,20 +221,19 @@ class Recorder:
         x, grad = x.detach().view(*shape, -1), grad.detach().view(*shape, -1)
         if (kept := self._kept(x)) is not None:
             x = x * kept[..., None].to(x.dtype)
+        total = self.weight_sums.get(path)
         if self.method.contribution is None:
-            amount = full_precision(x).square().sum((0, 1))
+            norms = full_precision(x).square().sum((0, 1))
+            total = norms if total is None else total.add_(norms)
         elif self.aggregate == "abs":
-            amount = _outer(grad[0], x[0]).abs_()
-            for row in range(1, len(x)):
-                amount += _outer(grad[row], x[row]).abs_()
-        elif self.aggregate == "square":
-            amount = _outer(grad.flatten(0, 1), x.flatten(0, 1), square=True)
+            for row in range(len(x)):
+                amount = _add_outer(None, grad[row], x[row]).abs_()
+                total = amount if total is None else total.add_(amount)
         else:
-            amount = _outer(grad.flatten(0, 1), x.flatten(0, 1))
-        if path in self.weight_sums:
-            self.weight_sums[path] += amount
-        else:
-            self.weight_sums[path] = amount
+            square = self.aggregate == "square"
+            total = _add_outer(total, grad.flatten(0, 1), x.flatten(0, 1), square)
+        if total is not None:
+            self.weight_sums[path] = total
 
     def _kept(self, like: Tensor) -> Tensor | None:
         """Return the weight of each position (batch, seq), or None where all count."""
@@ -251,16 +250,22 @@ class Recorder:
         self._found[key] = amount if found is None else found + amount
 
 
-def _outer(
-    grad: Float[Tensor, "n out"], x: Float[Tensor, "n in"], square: bool = False
+def _add_outer(
+    total: Float[Tensor, "out in"] | None,
+    grad: Float[Tensor, "n out"],
+    x: Float[Tensor, "n in"],
+    square: bool = False,
 ) -> Float[Tensor, "out in"]:
-    """Sum `grad x^T` over tokens in float32; with `square`, of the squared factors.
+    """Add the sum over n of `grad x^T`, or of the squared factors, to a float32 total in place.
 
-    bfloat16 on a GPU is multiplied as it is (its range is float32's, and sums are kept in float32
-    inside the kernel); elsewhere half precision is converted first.
+    bfloat16 on a GPU is multiplied as it is: its range is float32's, and the kernel sums in
+    float32. Elsewhere half precision is converted first.
     """
     if not (grad.is_cuda and grad.dtype == torch.bfloat16):
         grad, x = full_precision(grad), full_precision(x)
     if square:
         grad, x = grad.square(), x.square()
-    return full_precision(grad.T @ x)
+    if total is not None and total.dtype == grad.dtype:
+        return total.addmm_(grad.T, x)
+    amount = full_precision(grad.T @ x)
+    return amount if total is None else total.add_(amount)
