@@ -12,10 +12,11 @@ from . import options as shared
 
 
 if TYPE_CHECKING:
+    from ..core.data import Sample
     from ..eval.choice import Choice
     from ..eval.perplexity import Measure
 
-WINDOW, WINDOWS = 512, 12
+WINDOW, WINDOWS, CONTROLS = 512, 8, 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def command(
 ) -> None:
     """Score IOI prompts, cut the least relevant heads, and measure what that did.
 
-    The control cuts as many heads at random. Scoring and testing use different prompts; perplexity
+    The controls cut as many heads at random. Scoring and testing use different prompts; perplexity
     is measured on text that is on every machine. Opens no network.
     """
     from ..core.artefact import check_output, whole_folder
@@ -58,18 +59,23 @@ def command(
         click.echo(f"[{time.perf_counter() - started:5.1f} s] {text}", err=True)
 
     started = time.perf_counter()
+    step(f"loading {model} (the first time its file is converted, half a minute)")
     output = output or Path("demo")
     overwrite = overwrite or _is_demo(output)
     check_output(output, overwrite)
     loaded = load_model(model)
     step(f"loaded {model}: {_parameters(loaded.model):,} parameters")
-    fitting, testing = (_prompts(loaded.tokenizer, samples, s) for s in (seed, seed + 1))
+    fitting, testing = _prompts(loaded.tokenizer, samples, seed)
     relevance = score(loaded.model, fitting, "logit-difference", progress=True)
     step(f"scored {samples} prompts: {relevance}")
-    control = score(loaded.model, fitting, method="random", components=["heads"], seed=seed)
+    cuts = {"cut by relevance": relevance}
+    for draw in range(seed, seed + CONTROLS):
+        cuts[f"cut at random, draw {draw}"] = score(
+            loaded.model, fitting, method="random", components=["heads"], seed=draw
+        )
     rows = [_measure("dense", 0, loaded, testing)]
     step(f"dense: {rows[0].ioi.accuracy} of prompts right, perplexity {rows[0].text}")
-    for name, scores in (("cut by relevance", relevance), ("cut at random", control)):
+    for name, scores in cuts.items():
         mask = select(scores, "heads", sparsity)
         with mask.applied(loaded.model):
             rows.append(_measure(name, int((~mask.keep["heads"]).sum()), loaded, testing))
@@ -89,11 +95,14 @@ def command(
 _HEADERS = ("model", "heads cut", "IOI accuracy", "logit difference", "perplexity")
 
 
-def _prompts(tokenizer: Any, n: int, seed: int) -> Any:
+def _prompts(tokenizer: Any, n: int, seed: int) -> "tuple[list[Sample], list[Sample]]":
+    """Return n prompts to score and n others to test on."""
     from ..circuits.ioi import ioi_prompts
     from ..core.data import encode_prompts
 
-    return encode_prompts(tokenizer, ioi_prompts(tokenizer, n, seed))
+    distinct = list(dict.fromkeys(ioi_prompts(tokenizer, 3 * n, seed)))
+    encoded = encode_prompts(tokenizer, distinct)
+    return encoded[:n], encoded[n : 2 * n]
 
 
 def _measure(name: str, heads_cut: int, loaded: Any, testing: Any) -> Row:
@@ -129,13 +138,14 @@ def _draw(path: Path, relevance: Any, rows: list[Row], loaded: Any, sparsity: fl
     measured = Section(
         "What cutting heads did",
         table(_HEADERS, [_cells(row) for row in rows]),
-        note=f"Held-out prompts, 95 % intervals. Perplexity: {text.protocol}, {text.n} windows of "
-        "Python's language reference. The control removes as many heads, drawn at random.",
+        note="Measured on prompts that were not scored (of the same names and templates), with "
+        f"95 % intervals. Perplexity: {text.protocol}, {text.n} windows of "
+        "Python's language reference. The controls remove as many heads, drawn at random.",
     )
     sections = [measured, *relevance_sections(relevance, read_tokens(relevance, loaded.name))]
     subtitle = (
         f"The {100 * sparsity:.0f} % of attention heads that matter least for indirect object "
-        "identification, by layer-wise relevance, cut out; and a random control of the same size."
+        "identification, by layer-wise relevance, cut out; and random controls of the same size."
     )
     write_page(path, page(f"Find the circuit, cut it: {loaded.name}", sections, subtitle=subtitle))
 

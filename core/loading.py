@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .artefact import whole_folder
+from .artefact import read_config, whole_folder
 from .errors import ExciseError
 
 
@@ -208,6 +208,7 @@ def _check_weights(source: str, options: LoadOptions) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ExciseError(f"{folder} has no config.json: give a HuggingFace model folder")
+    read_config(folder)  # transformers 4 stumbles over JSON that is no object
     if not any(folder.glob("*.safetensors")):
         if not any(folder.glob("*.bin")):
             raise ExciseError(f"{folder} has no *.safetensors: give a HuggingFace model folder")

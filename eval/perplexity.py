@@ -26,7 +26,7 @@ class Measure:
     protocol: str
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.ci[0]:.4g}, {self.ci[1]:.4g}]"
+        return f"{_short(self.value)} [{_short(self.ci[0])}, {_short(self.ci[1])}]"
 
 
 def perplexity(
@@ -104,3 +104,8 @@ def bootstrap(
 
 def _exp(losses: Sequence[float]) -> float:
     return math.exp(min(sum(losses) / len(losses), 700.0))  # a broken model is 1e304, no overflow
+
+
+def _short(value: float) -> str:
+    size = abs(value)
+    return f"{value:.2f}" if size < 100 else f"{value:.0f}" if size < 1e5 else f"{value:.2e}"

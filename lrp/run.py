@@ -1,8 +1,11 @@
 """Score a whole reference set: batches, progress, resuming, several processes, a forecast."""
 
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,27 +94,47 @@ def _score_all(
         unit="sample",
         disable=None if progress else True,
     )
-    with bar:
-        try:
-            while fitter.n_samples < len(samples):
-                batch = next(batches(samples[fitter.n_samples :], batch_size))
-                try:
-                    fitter.update(batch)
-                except torch.OutOfMemoryError:
-                    raise ExciseError(
-                        f"out of memory at batch size {batch_size}: use a smaller one, shorter "
-                        "samples, fewer weight matrices, or --device-map auto"
-                    ) from None
-                bar.update(len(batch))
-                if folder and time.monotonic() - saved > pause:
-                    started = time.monotonic()
-                    _save(fitter, folder, recipe)
-                    saved = time.monotonic()
-                    pause = max(_SAVE_EVERY, 20 * (saved - started))
-        except KeyboardInterrupt:
-            if folder:
+    with bar, _interrupt_after_batch(folder is not None) as interrupted:
+        while fitter.n_samples < len(samples):
+            batch = next(batches(samples[fitter.n_samples :], batch_size))
+            try:
+                fitter.update(batch)
+            except torch.OutOfMemoryError:
+                raise ExciseError(
+                    f"out of memory at batch size {batch_size}: use a smaller one, shorter "
+                    "samples, fewer weight matrices, or --device-map auto"
+                ) from None
+            bar.update(len(batch))
+            if folder and (interrupted or time.monotonic() - saved > pause):
+                started = time.monotonic()
                 _save(fitter, folder, recipe)
-            raise
+                saved = time.monotonic()
+                pause = max(_SAVE_EVERY, 20 * (saved - started))
+            if interrupted:
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _interrupt_after_batch(wanted: bool) -> Iterator[list[int]]:
+    """Collect the first Ctrl-C instead of raising it, so that no batch is half added and saved.
+
+    A second one raises at once. Threads other than the main one cannot do this and need not.
+    """
+    pressed: list[int] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def remember(number: int, _frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _save(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
