@@ -56,7 +56,13 @@ data_options = stack(
 """What to score on: exactly one source."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Of all that is drawn.")
+seed_option = click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**32 - 1),
+    show_default=True,
+    help="Of all that is drawn.",
+)
 
 
 def load(options: dict[str, Any]) -> "Loaded":

@@ -48,6 +48,8 @@ def check_output(path: str | Path, overwrite: bool) -> None:
     _sweep(path)
     if path.exists() and not overwrite:
         raise ExciseError(f"{path} exists: choose another name, or pass --overwrite")
+    if path.is_symlink():
+        raise ExciseError(f"{path} is a link: name the folder it leads to")
     if path.exists() and not (path / "config.json").is_file():
         raise ExciseError(f"{path} is no model or excise folder, so it is not overwritten")
     parent = next(parent for parent in path.absolute().parents if parent.exists())

@@ -295,7 +295,7 @@ def check_length(samples: Iterable[Sample], config: Any) -> None:
     Raises:
         ExciseError: Names the longest and the model's number of positions.
     """
-    longest = max(len(sample.input_ids) for sample in samples)
+    longest = max((len(sample.input_ids) for sample in samples), default=0)
     most = getattr(config, "max_position_embeddings", longest)
     if longest > most:
         raise ExciseError(

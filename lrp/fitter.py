@@ -67,6 +67,10 @@ class RelevanceFitter:
         for name in components:
             if name not in COMPONENTS:
                 raise ExciseError(f"unknown component {name!r}: known are {', '.join(COMPONENTS)}")
+        if not components and not weights:
+            raise ExciseError(f"nothing to score: name some of {', '.join(COMPONENTS)}, or weights")
+        if steps < 1:
+            raise ExciseError(f"steps is {steps}: give at least 1")
         self.view = ModelView.of(model)
         self.method_name, self.method = method, get_method(method)
         self.target_name = target if isinstance(target, str) else getattr(

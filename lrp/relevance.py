@@ -13,6 +13,12 @@ from ..core.artefact import read_artefact, write_artefact
 from ..core.errors import ExciseError
 from ..core.identity import model_hash
 
+_KEYS = (
+    *("model", "model_hash", "dtype", "method", "target", "aggregate"),
+    *("n_samples", "n_kv_heads", "data"),
+)
+"""What a relevance folder's config has to say."""
+
 
 @dataclass(frozen=True)
 class Relevance:
@@ -153,6 +159,8 @@ class Relevance:
             ExciseError: Missing, damaged or of another kind; or it holds NaN.
         """
         config, tensors = read_artefact(path, "relevance")
+        if missing := [key for key in _KEYS if key not in config]:
+            raise ExciseError(f"{path} is damaged (config.json lacks {missing[0]!r}): score again")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise ExciseError(f"{path} holds NaN or infinity in {name}: score again")

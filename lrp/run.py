@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.artefact import read_artefact, write_artefact
-from ..core.data import Batch, Sample, batches, fingerprint
+from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
 from ..core.families import ModelView
 from ..core.memory import available, readable, resident
@@ -66,6 +66,7 @@ def score(
         for batch in samples:
             fitter.update(batch)
         return fitter.result()
+    check_length(samples, model.config)
     recipe = f"{fitter.method_name} {fitter.target_name} {options} {fingerprint(samples)}"
     mine, folder = _my_share(samples), _my_folder(resume)
     if folder and folder.exists():

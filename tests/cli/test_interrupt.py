@@ -30,7 +30,7 @@ def interrupted_in_the_middle(self, batch):
 RelevanceFitter.update = interrupted_in_the_middle
 main()
 """
-"""A run that gets a SIGINT when seven samples are done: no timing involved."""
+"""A run that gets a SIGINT at the eighth sample, which it finishes: no timing involved."""
 
 
 def arguments(model: Path, out: Path, samples: int, *more: str) -> list[str]:
@@ -60,7 +60,7 @@ def test_resume(tiny_folder: Folder, tmp_path: Path, excise: Callable[..., Any],
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines()[-1].startswith("excise: interrupted")
     assert list(tmp_path.iterdir()) == [progress]
-    assert json.loads((progress / "config.json").read_text())["n_samples"] == 7
+    assert json.loads((progress / "config.json").read_text())["n_samples"] == 8
 
     other = excise(*arguments(model, out, 12, "--resume", "--aggregate", "abs"))
     assert other.exit_code == 1

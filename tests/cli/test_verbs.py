@@ -174,7 +174,9 @@ def test_bad_usage_exits_2(excise: Run):
     assert excise("eval", "model", "--window", "long").exit_code == 2
 
 
-def test_a_process_keeps_stdout_for_the_result(tiny_folder: Folder, prompts_file: Path, tmp_path):
+def test_a_process_keeps_stdout_for_the_result(
+    tiny_folder: Folder, prompts_file: Path, tmp_path: Path
+):
     arguments = ["score", tiny_folder("opt"), "--prompts", prompts_file, "-o", tmp_path / "out"]
     command = [sys.executable, "-m", "excise", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)

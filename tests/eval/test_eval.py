@@ -160,7 +160,7 @@ def test_bootstrap():
 
 
 def test_a_measure_reads_well():
-    assert str(Measure(12.3456, (11.0, 13.98765), 5, "p")) == "12.35 [11, 13.99]"
+    assert str(Measure(12.3456, (11.0, 13.98765), 5, "p")) == "12.35 [11.00, 13.99]"
 
 
 def test_the_builtin_text_is_there():

@@ -245,3 +245,27 @@ def test_broken_weights_are_named(tiny: Tiny):
         model.model.layers[1].mlp.up_proj.weight[3, 2] = float("nan")
     with pytest.raises(ExciseError, match=r"weight model\.layers\.1\.mlp\.up_proj\.weight holds 1"):
         score(model, SAMPLES, "logit")
+
+
+def test_nothing_to_score_is_refused(tiny: Tiny):
+    with pytest.raises(ExciseError, match="nothing to score"):
+        score(tiny("llama-gqa"), SAMPLES, "logit", components=())
+    with pytest.raises(ExciseError, match="steps is 0"):
+        score(tiny("llama-gqa"), SAMPLES, "logit", "integrated-gradients", steps=0)
+    with pytest.raises(ExciseError, match="600 tokens is longer than the model's 512 positions"):
+        score(tiny("opt"), [Sample((3,) * 600, answer=1)], "logit")
+    with pytest.raises(ExciseError, match="nothing was scored"):
+        score(tiny("opt"), [], "logit")
+
+
+def test_rank_correlation(tiny: Tiny):
+    one, two = (score(tiny("opt"), SAMPLES[n:], "logit") for n in (0, 1))
+    assert one.rank_correlation(one, "neurons") == pytest.approx(1.0)
+    a, b = one.get("heads").flatten(), two.get("heads").flatten()
+    ranks = [sorted(x.tolist()).index(v) for x in (a, b) for v in x.tolist()]  # no ties here
+    n = len(a)
+    squares = sum((ranks[i] - ranks[n + i]) ** 2 for i in range(n))
+    expected = 1 - 6 * squares / (n * (n * n - 1))  # Spearman's formula
+    assert one.rank_correlation(two, "heads") == pytest.approx(expected)
+    with pytest.raises(ExciseError, match=r"holds no biases"):
+        one.rank_correlation(two, "biases")

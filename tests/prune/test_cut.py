@@ -35,7 +35,7 @@ def relevance_of(model: Any) -> Relevance:
         {"n_kv_heads": view.n_kv_heads},
         heads=torch.randn(layers, view.n_heads, generator=draw),
         neurons=torch.randn(layers, view.d_mlp, generator=draw),
-        weights={name: torch.randn(w.shape, generator=draw) for name, w in weights.items()},  # type: ignore[arg-type]
+        weights={name: torch.randn(w.shape, generator=draw) for name, w in weights.items()},
     )
 
 
