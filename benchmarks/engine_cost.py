@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from excise.core.memory import peak
+from excise.core.memory import peak, resident
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -152,9 +152,11 @@ def child(args):
         run()
         print(json.dumps({"plain": plain, "lxt": timed(run, args.rounds), "peak": peak()}))
         return
-    run = runner(args.kind, model, args)
+    for parameter in model.parameters():  # a mapped file counts once it was read
+        parameter.detach().sum()
+    run, before = runner(args.kind, model, args), resident()
     run()
-    print(json.dumps({"peak": peak()}))
+    print(json.dumps({"peak": peak(), "before": before}))
 
 
 def timed(run, rounds):
@@ -187,6 +189,18 @@ def main():
     if args.kind:
         return child(args)
 
+    def fresh(kind, python=sys.executable, **env):
+        """Run one kind in a process of its own."""
+        passed = ("batch", "tokens", "rounds", "shape", "dtype", "device", "folder")
+        given = {name: value for name in passed if (value := getattr(args, name)) is not None}
+        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        command = [python, __file__, *options, "--kind", kind]
+        done = subprocess.run(command, check=True, capture_output=True, text=True,
+                              env={**os.environ, **env})  # fmt: skip
+        return json.loads(done.stdout.splitlines()[-1])
+
+    # large tensors straight from the system, so that the peak counts what is alive
+    memory = {kind: fresh(kind, MALLOC_MMAP_THRESHOLD_="262144") for kind in KINDS}
     model = load(args)
     runs = {kind: runner(kind, model, args) for kind in KINDS}
     for run in runs.values():
@@ -197,37 +211,31 @@ def main():
             times[kind] += timed(run, 1)
     scored = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and p.dim() == 2)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    del model, runs, run
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-    def fresh(kind, python=sys.executable):
-        forwarded = [a for a in sys.argv[1:] if not a.startswith("--lxt")]
-        command = [python, __file__, *forwarded, "--kind", kind]
-        if args.folder:
-            command += ["--folder", args.folder]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    peaks = {kind: fresh(kind)["peak"] for kind in KINDS}
     against = {"heads+neurons": "plain", "weights": "weight gradients",
                "weights, checkpointed": "weight gradients, checkpointed"}  # fmt: skip
     print(f"{args.batch} x {args.tokens} tokens, {args.rounds} rounds, "
-          f"{psutil.cpu_count()} cores, model {size / 2**20:.0f} MiB, "
-          f"float32 copy of the scored weights {scored * 4 / 2**20:.0f} MiB")  # fmt: skip
+          f"{psutil.cpu_count()} cores, model {mib(size)}, "
+          f"float32 copy of the scored weights {mib(4 * scored)}")  # fmt: skip
+    print(f"{'':32} {'seconds':>9} {'peak':>10} {'before':>10} {'pass':>10}")
     for kind in KINDS:
-        base = against.get(kind)
-        line = f"{kind:32} {statistics.median(times[kind]):7.3f} s   {peaks[kind] / 2**20:7.0f} MiB"
-        if base:
+        before, most = memory[kind]["before"], memory[kind]["peak"]
+        line = (f"{kind:32} {statistics.median(times[kind]):9.3f} {mib(most):>10} "
+                f"{mib(before):>10} {mib(most - before):>10}")  # fmt: skip
+        if base := against.get(kind):
             ratios = sorted(a / b for a, b in zip(times[kind], times[base], strict=True))
             line += (f"   {statistics.median(ratios):.2f} x {base}"
                      f" (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")  # fmt: skip
-        print(line)
+        print(line, flush=True)
+    del model, runs, run
     if args.lxt_python:
         found = fresh("lxt", args.lxt_python)
         ratio = statistics.median(found["lxt"]) / statistics.median(found["plain"])
-        print(f"LXT efficient: {ratio:.2f} x its own plain pass, {found['peak'] / 2**20:.0f} MiB")
+        print(f"LXT efficient: {ratio:.2f} x its own plain pass, peak {mib(found['peak'])}")
     return None
+
+
+def mib(n):
+    return f"{n / 2**20:.0f} MiB"
 
 
 if __name__ == "__main__":

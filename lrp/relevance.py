@@ -13,6 +13,7 @@ from ..core.artefact import read_artefact, write_artefact
 from ..core.errors import ExciseError
 from ..core.identity import model_hash
 
+
 _KEYS = (
     *("model", "model_hash", "dtype", "method", "target", "aggregate"),
     *("n_samples", "n_kv_heads", "data"),

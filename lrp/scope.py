@@ -53,6 +53,9 @@ class Audit:
         return f"{rules}; relevance per layer: {' '.join(f'{r:.4g}' for r in self.layers)}"
 
 
+_GATE = "constant gate"
+"""The one rule that fires in the forward pass: nothing flows back through a constant."""
+
 _OPEN: "WeakKeyDictionary[nn.Module, LRPScope]" = WeakKeyDictionary()
 """The innermost scope of each model that is inside one."""
 
@@ -113,7 +116,8 @@ class LRPScope:
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         self._undo.close()
         self._restore_outer()
-        if exc_type is None and any(self._fired.values()):
+        flowed = any(n for (_, rule), n in self._fired.items() if rule != _GATE)
+        if exc_type is None and flowed:
             self.check()
 
     def audit(self) -> Audit:
@@ -176,7 +180,7 @@ class LRPScope:
             path = view.path(layer.activation)
             kind = kind_of(layer.activation) or ""
             if view.family.gated and constant:
-                fire = self._fire(path, "constant gate")
+                fire = self._fire(path, _GATE)
                 hook(layer.activation.register_forward_hook(partial(_constant_hook, fire)))
             elif kind in SLOPES:
                 rule = partial(_activation_hook, self._fire(path, "identity"), SLOPES[kind])
@@ -259,7 +263,9 @@ def _activation_hook(fire: Any, slope: Any, _act: Any, args: tuple[Tensor, ...],
     return ActivationRule.apply(args[0], y.detach(), slope, fire) if _flows(args[0]) else None
 
 
-def _constant_hook(fire: Any, _act: Any, _args: Any, y: Tensor) -> Tensor:
+def _constant_hook(fire: Any, _act: Any, _args: Any, y: Tensor) -> Tensor | None:
+    if not _flows(y):
+        return None
     fire()
     return y.detach()
 

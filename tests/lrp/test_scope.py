@@ -152,6 +152,14 @@ def test_every_rule_fires_and_is_named(kind: str, variant: Any, tiny: Tiny):
     assert "norm on" in str(audit)
 
 
+def test_a_forward_pass_alone_is_no_error(tiny: Tiny):
+    model = tiny("llama-gqa")
+    for variant in ("attnlrp", "cp-lrp"):
+        with LRPScope(model, variant):
+            logits_of(model)
+            model(input_ids=IDS, use_cache=False)
+
+
 def test_a_rule_that_never_fired_is_an_error(tiny: Tiny):
     model = tiny("llama-gqa")
 
