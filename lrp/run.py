@@ -213,7 +213,7 @@ def forecast(
 ) -> Forecast:
     """Say what scoring will take, before it starts.
 
-    Time is that of one batch after a warm-up, scaled to all samples; memory is counted from
+    Time is that of the faster of two passes over one batch, scaled to all samples; memory is counted from
     the model's shape, on top of what the process holds now.
 
     Args:
@@ -229,10 +229,12 @@ def forecast(
     seconds = 0.0
     if probe and not fitter.method.random:
         mine = -(-len(samples) // _processes())
-        fitter.update(next(batches(samples, rows)))
-        started = time.perf_counter()
-        fitter.update(next(batches(samples, rows)))
-        seconds = (time.perf_counter() - started) * mine / rows
+        passes = []
+        for _ in range(2):  # the first warms up, and either may be disturbed
+            started = time.perf_counter()
+            fitter.update(next(batches(samples, rows)))
+            passes.append(time.perf_counter() - started)
+        seconds = min(passes) * mine / rows
     weights = bool(options.get("weights"))
     activations = _activation_bytes(fitter.view, rows * longest, weights, fitter)
     scores = sum(linear.weight.numel() * 4 for linear in fitter.linears.values())
