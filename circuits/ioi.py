@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.data import Prompt
+from ..core.data import Prompt, answer_tokens
 from ..core.errors import ExciseError
 
 
@@ -29,7 +29,7 @@ TEMPLATES = (
 
 
 def ioi_prompts(tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
-    """Make prompts whose answers are single tokens.
+    """Make indirect-object prompts whose answers are single tokens.
 
     Args:
         tokenizer: A transformers tokenizer; names of several tokens are left out.
@@ -70,8 +70,7 @@ def ioi_prompts(tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
 
 def single_token_words(tokenizer: Any, words: Sequence[str]) -> list[str]:
     """Keep the words that are one known token behind a space."""
-    encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-    return [word for word, ids in zip(words, encoded, strict=True) if _is_one(ids, tokenizer)]
+    return [word for word in words if _is_one(answer_tokens(tokenizer, word), tokenizer)]
 
 
 def _is_one(ids: Sequence[int], tokenizer: Any) -> bool:

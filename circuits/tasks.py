@@ -12,12 +12,21 @@ TASKS: dict[str, Callable[[Any, int, int], list[Prompt]]] = {"ioi": ioi_prompts}
 """(tokenizer, number, seed) to prompts; the command line and `excise ls tasks` read this table."""
 
 
-def task_prompts(name: str, tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
-    """Make prompts of a task.
+def get_task(name: str) -> Callable[[Any, int, int], list[Prompt]]:
+    """Return a task's generator.
 
     Raises:
         ExciseError: No task has this name.
     """
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
-    return TASKS[name](tokenizer, n, seed)
+    return TASKS[name]
+
+
+def task_prompts(name: str, tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
+    """Make prompts of a task.
+
+    Raises:
+        ExciseError: No task has this name.
+    """
+    return get_task(name)(tokenizer, n, seed)

@@ -9,6 +9,10 @@ import click
 from . import options as shared
 
 
+_TEXTS = (".txt", ".md", ".rst", ".text", ".json", ".jsonl", ".csv")
+"""File names that are meant as files even where there is none."""
+
+
 @click.command(
     "eval", epilog="Example: excise eval cut --perplexity text.txt --window 512 --task ioi --json"
 )
@@ -46,8 +50,9 @@ def command(
     if perplexity == "builtin":
         text = builtin_text()
     elif perplexity is not None:
-        local = Path(perplexity).exists() or Path(perplexity).suffix == ".txt"
-        text = read_text(perplexity) if local else "\n\n".join(dataset_text(perplexity))
+        local = Path(perplexity).is_file() or Path(perplexity).suffix in _TEXTS
+        most = None if limit is None else limit * window  # documents: each has a token at least
+        text = read_text(perplexity) if local else "\n\n".join(dataset_text(perplexity, most))
     loaded = shared.load(options)
     result: dict[str, Any] = {"model": loaded.name}
     lines = []

@@ -27,7 +27,7 @@ def table(kind: str) -> dict[str, str]:
     if kind == "aggregates":
         from ..lrp.methods import AGGREGATES
 
-        return dict.fromkeys(AGGREGATES, "")
+        return {str(name): words for name, words in AGGREGATES.items()}
     from ..circuits.tasks import TASKS
 
     return {name: (make.__doc__ or "").splitlines()[0] for name, make in TASKS.items()}

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -31,9 +32,11 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
-            return None
+            near = get_close_matches(cmd_name, VERBS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(VERBS)}"
+            raise click.UsageError(f"no verb {cmd_name!r}: {hint}", ctx)
         module = importlib.import_module(f".{_MODULES.get(cmd_name, cmd_name)}", __package__)
         return module.command
 
@@ -49,8 +52,8 @@ class _Verbs(click.Group):
                 raise
             click.echo(f"excise: {error}", err=True)
             sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("excise: interrupted; nothing half-written is left", err=True)
+        except KeyboardInterrupt as stop:
+            click.echo(f"excise: interrupted; {stop or 'nothing half-written is left'}", err=True)
             sys.exit(130)
 
 

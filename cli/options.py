@@ -32,8 +32,8 @@ model_options = stack(
     click.argument("model", metavar="MODEL"),
     click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, ..."),
-    click.option("--device", help="As in cpu, cuda:0."),
-    click.option("--device-map", help="As in auto: spread over devices, CPU and disk."),
+    click.option("--device", help="As in cpu, cuda:0.  [default: the first GPU, or the CPU]"),
+    click.option("--device-map", help="As in auto: spread over GPUs that hold all of it."),
     click.option("--load-in-4bit", is_flag=True, help="Quantise with bitsandbytes."),
     click.option("--load-in-8bit", is_flag=True, help="Quantise with bitsandbytes."),
     click.option("--allow-pickle", is_flag=True, help="Accept .bin weights; they can run code."),
@@ -89,7 +89,18 @@ class Source:
     @property
     def default_target(self) -> str:
         """What is explained unless the user says otherwise."""
-        return "logit" if self.kind in ("task", "prompts") else "next-tokens"
+        by_kind = {"task": "logit-difference", "prompts": "logit"}
+        return by_kind.get(self.kind, "next-tokens")
+
+    def check(self) -> None:
+        """Refuse a missing or broken source before a model is loaded."""
+        from ..circuits.tasks import get_task
+        from ..core.data import read_prompts, read_text
+
+        if self.kind in ("text", "prompts"):
+            (read_text if self.kind == "text" else read_prompts)(self.name)
+        elif self.kind == "task":
+            get_task(self.name)
 
     def samples(self, tokenizer: Any, target: str) -> "list[Sample]":
         """Read and tokenise.

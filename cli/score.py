@@ -47,7 +47,9 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     from ..core.data import check_length
     from ..core.errors import ExciseError
     from ..core.memory import peak, readable
+    from ..lrp.methods import check_aggregate, get_method
     from ..lrp.run import choose_batch_size, forecast, score
+    from ..lrp.targets import get_target
 
     dry_run, resume = options.pop("dry_run"), options.pop("resume")
     if output is None and not dry_run:
@@ -57,14 +59,19 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     source = shared.source_of(options)
     target = options.pop("target") or source.default_target
     batch = options.pop("batch_size")
+    source.check()
+    get_target(target)
+    check_aggregate(get_method(options["method"]), options["aggregate"], bool(options["weights"]))
     loaded = shared.load(options)
-    options["components"] = [name for name in options["components"].split(",") if name]
+    options["components"] = [n for name in options["components"].split(",") if (n := name.strip())]
     samples = source.samples(loaded.tokenizer, target)
     check_length(samples, loaded.model.config)
     fit = {"target": target, **options}
     size = choose_batch_size(loaded.model, samples, **fit) if batch == "auto" else _positive(batch)
     tell = click.echo if _is_main() else lambda *_, **__: None
     expected = forecast(loaded.model, samples, size, probe=not dry_run, **fit)
+    if len(samples) < source.n and source.kind != "prompts":
+        tell(f"the {source.kind} gives only {len(samples)} of {source.n} samples", err=True)
     tell(f"{len(samples)} samples, batch size {size}: {expected}", err=True)
     if dry_run:
         tell(json.dumps({"samples": len(samples), "batch_size": size, "peak": expected.peak}))

@@ -80,7 +80,7 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        if path.exists():
+        if overwrite and path.exists():
             path.rename(old)
         try:
             temporary.rename(path)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ExciseError
+from .errors import ExciseError, unknown_name
 
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             raise ExciseError(
                 f'{where}: a row needs {{"clean": "some text", ...}}, got {line[:80]}'
             )
+        if unknown := sorted(set(row) - set(Prompt.__dataclass_fields__)):
+            raise ExciseError(f"{where}: {unknown_name('key', unknown[0], Prompt.__annotations__)}")
         fields: dict[str, Any] = {key: row.get(key) for key in Prompt.__dataclass_fields__}
         if bad := [key for key, value in fields.items() if not isinstance(value, str | None)]:
             raise ExciseError(f"{where}: {bad[0]!r} is {fields[bad[0]]!r}, and should be text")
@@ -218,8 +220,8 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Sample]:
     return [
         Sample(
             tuple(tokenizer(prompt.clean)["input_ids"]),
-            answer=single_token(tokenizer, prompt.answer),
-            wrong=single_token(tokenizer, prompt.wrong),
+            answer=single_token(tokenizer, prompt.answer, prompt.clean),
+            wrong=single_token(tokenizer, prompt.wrong, prompt.clean),
         )
         for prompt in prompts
     ]
@@ -236,7 +238,7 @@ def encode_continuations(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Samp
         if not prompt.answer:
             raise ExciseError(f"prompt {prompt.clean[:60]!r} has no 'answer' to continue with")
         head = tokenizer(prompt.clean)["input_ids"]
-        tail = tokenizer(as_continuation(prompt.answer), add_special_tokens=False)["input_ids"]
+        tail = answer_tokens(tokenizer, prompt.answer, prompt.clean)
         samples.append(Sample((*head, *tail), continuation=len(tail)))
     return samples
 
@@ -246,15 +248,34 @@ def as_continuation(text: str) -> str:
     return text if text[:1].isspace() else f" {text}"
 
 
-def single_token(tokenizer: Any, text: str | None) -> int | None:
-    """Return the one token of an answer.
+def answer_tokens(tokenizer: Any, text: str, prompt: str = "the") -> list[int]:
+    """Return the tokens of an answer as they stand behind a prompt.
+
+    They are found by difference, since some tokenizers (Llama 2, Mistral) put a blank of its own
+    before any text that is tokenised alone.
+
+    Raises:
+        ExciseError: The prompt's last token changes with what follows it.
+    """
+    head = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + as_continuation(text))["input_ids"]
+    if whole[: len(head)] != head:
+        raise ExciseError(
+            f"the tokens of {prompt[-40:]!r} change when {text!r} follows: "
+            "end the prompt with a whole word, without white space behind it"
+        )
+    return whole[len(head) :]
+
+
+def single_token(tokenizer: Any, text: str | None, prompt: str = "the") -> int | None:
+    """Return the one token of an answer behind a prompt.
 
     Raises:
         ExciseError: The answer has several tokens, or is not in the vocabulary.
     """
     if text is None:
         return None
-    ids = tokenizer(as_continuation(text), add_special_tokens=False)["input_ids"]
+    ids = answer_tokens(tokenizer, text, prompt)
     if ids == [tokenizer.unk_token_id]:
         raise ExciseError(f"answer {text!r} is unknown to the tokenizer: choose another word")
     if len(ids) != 1:

@@ -185,6 +185,11 @@ class ModelView:
                 f"no rule is known for {_named(unknown)} in this {family.name} model: "
                 "use a model built from the stock classes of transformers"
             )
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise UnsupportedModelError(
+                "part of the model is offloaded to CPU or disk, where neither relevance nor a cut "
+                "reaches its weights: load it on the CPU, or over GPUs that hold all of it"
+            )
         body = _follow(model, family.body, family)
         layers = tuple(
             LayerView(

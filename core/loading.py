@@ -8,6 +8,7 @@ import hashlib
 import os
 import warnings
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 EMBEDDED = "smollm2"
 """Name of the model that needs no download."""
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -37,7 +40,8 @@ class LoadOptions:
     dtype: str = "auto"
     """`auto` is the checkpoint's own."""
     device: str | None = None
-    """As in `cpu`, `cuda:0`; not together with `device_map`."""
+    """As in `cpu`, `cuda:0`; by default this process's GPU if there is one. Not together with
+    `device_map`."""
     device_map: str | None = None
     """As in `auto`: accelerate spreads the layers over devices, CPU and disk."""
     load_in_4bit: bool = False
@@ -77,6 +81,8 @@ def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options = options or LoadOptions()
+    if name != EMBEDDED and get_close_matches(name, [EMBEDDED]) and not Path(name).exists():
+        raise ExciseError(f"no model {name!r}: did you mean {EMBEDDED!r}?")
     if (path := Path(name)).suffix == ".gguf":
         source = str(converted_gguf(path))
     else:
@@ -92,9 +98,9 @@ def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
         raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ExciseError(f"cannot load {name!r}: {_first_line(error)}") from error
-    if options.device:
+    if not (options.device_map or options.load_in_4bit or options.load_in_8bit):
         try:
-            model = model.to(options.device)
+            model = model.to(options.device or _own_device())
         except (RuntimeError, AssertionError) as error:  # no such device, or torch built without
             raise ExciseError(f"device {options.device!r}: {_first_line(error)}") from error
     model.config.name_or_path = name
@@ -159,10 +165,22 @@ def converted_gguf(path: Path) -> Path:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise ExciseError(f"cannot read {path}: {_first_line(error)}") from error
         drop_quantisation(model)
-        with whole_folder(folder) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+        try:
+            with whole_folder(folder) as temporary:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+        except ExciseError:
+            if not folder.exists():  # else another process made it meanwhile
+                raise
     return folder
+
+
+def _own_device() -> Any:
+    """Return the device of this process: its own GPU, under `accelerate launch` too, or the CPU."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
 
 
 def drop_quantisation(model: Any) -> None:
@@ -208,7 +226,10 @@ def _check_weights(source: str, options: LoadOptions) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ExciseError(f"{folder} has no config.json: give a HuggingFace model folder")
-    read_config(folder)  # transformers 4 stumbles over JSON that is no object
+    if kind := read_config(folder).get("kind"):
+        raise ExciseError(f"{folder} is a {kind} folder of excise: give the model it belongs to")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ExciseError(f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}): save it there")
     if not any(folder.glob("*.safetensors")):
         if not any(folder.glob("*.bin")):
             raise ExciseError(f"{folder} has no *.safetensors: give a HuggingFace model folder")

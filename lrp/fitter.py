@@ -64,6 +64,7 @@ class RelevanceFitter:
         skip_first_token: bool = False,
         seed: int = 0,
     ):
+        components = tuple(dict.fromkeys(components))
         for name in components:
             if name not in COMPONENTS:
                 raise ExciseError(f"unknown component {name!r}: known are {', '.join(COMPONENTS)}")
@@ -73,10 +74,9 @@ class RelevanceFitter:
             raise ExciseError(f"steps is {steps}: give at least 1")
         self.view = ModelView.of(model)
         self.method_name, self.method = method, get_method(method)
-        self.target_name = target if isinstance(target, str) else getattr(
-            target, "__name__", type(target).__name__)  # fmt: skip
+        self.target_name = target if isinstance(target, str) else repr(target)
         self.target = get_target(target) if isinstance(target, str) else target
-        self.components = tuple(components)
+        self.components = components
         self.aggregate: Aggregate = aggregate
         self.steps, self.seed = steps, seed
         self.keep_samples = keep_samples
@@ -101,6 +101,7 @@ class RelevanceFitter:
         self._sums: dict[str, Tensor] = {}
         self._ids: list[Tensor] = []
         self._positions = 0.0
+        self._broken = False
 
     def update(self, batch: Batch) -> None:
         """Score one batch.
@@ -109,10 +110,21 @@ class RelevanceFitter:
             batch: Padded samples; each sample's scores are those it would have alone.
 
         Raises:
-            ExciseError: The model gave no finite value for a sample.
+            ExciseError: The model gave no finite value for a sample, or memory ran out. What was
+                gathered is then part of a batch ahead: the fitter refuses to go on.
         """
+        if self._broken:
+            raise ExciseError("an earlier batch failed half-way: make a new fitter")
+        self._broken = True
         if not self.method.random:
-            self._run(batch.to(self.view.embedding.weight.device))
+            try:
+                self._run(batch.to(self.view.embedding.weight.device))
+            except torch.OutOfMemoryError:
+                raise ExciseError(
+                    f"out of memory with {len(batch)} samples of {batch.input_ids.shape[1]} "
+                    "tokens: use a smaller --batch-size or --length, or fewer weight matrices"
+                ) from None
+        self._broken = False
         for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
             self._ids.append(row[mask.bool()].cpu())
         self.n_samples += len(batch)
@@ -169,7 +181,10 @@ class RelevanceFitter:
         Args:
             states: What `state()` returned, here or in other processes.
         """
-        self._recorder.weight_sums = _added(states, "weight/")
+        self._recorder.weight_sums = {
+            path: total.to(self.linears[path].weight.device)
+            for path, total in _added(states, "weight/").items()
+        }
         self._sums = _added(states, "sum/")
         self._ids, self._values = [], {name: [] for name in self.components}
         totals = torch.zeros(2, dtype=torch.float64)

@@ -11,7 +11,11 @@ from .scope import Variant
 
 
 Aggregate = Literal["signed", "abs", "square"]
-AGGREGATES: tuple[Aggregate, ...] = ("signed", "abs", "square")
+AGGREGATES: dict[Aggregate, str] = {
+    "signed": "sum over tokens",
+    "abs": "size of each sample's sum over tokens",
+    "square": "sum over tokens of the square: second moment, for pruning",
+}
 
 
 def times_gradient(x: Tensor, grad: Tensor) -> Tensor:

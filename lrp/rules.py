@@ -121,8 +121,9 @@ class EpsilonRule(Function):
     def backward(ctx: Any, *grads: Tensor):
         (z,) = ctx.saved_tensors
         ctx.fire()
-        magnitude = z.abs()
-        return grads[0] * (magnitude / (magnitude + ctx.epsilon)), None, None
+        magnitude = full_precision(z).abs()
+        share = magnitude / (magnitude + ctx.epsilon)
+        return (grads[0] * share).to(grads[0].dtype), None, None
 
 
 def full_precision(x: Tensor) -> Tensor:

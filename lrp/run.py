@@ -18,6 +18,7 @@ from ..core.artefact import read_artefact, write_artefact
 from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
 from ..core.families import ModelView
+from ..core.identity import model_hash
 from ..core.memory import available, readable, resident
 from .fitter import RelevanceFitter
 from .relevance import Relevance
@@ -42,7 +43,7 @@ def score(
     """Score a model's components on reference data.
 
     Under `accelerate launch` with several processes each scores its share of the samples, and
-    every process returns the relevance of all.
+    every process returns the relevance of all. (An iterator of batches is scored as it is.)
 
     Args:
         model: A causal language model of a supported family.
@@ -67,12 +68,17 @@ def score(
             fitter.update(batch)
         return fitter.result()
     check_length(samples, model.config)
-    recipe = f"{fitter.method_name} {fitter.target_name} {options} {fingerprint(samples)}"
     mine, folder = _my_share(samples), _my_folder(resume)
+    recipe = ""
+    if folder:
+        parts = (model_hash(model), method, fitter.target_name, options)
+        recipe = f"{parts} {fingerprint(samples)} {fingerprint(mine)} of {_processes()} processes"
     if folder and folder.exists():
         _restore(fitter, folder, recipe)
     _score_all(fitter, mine, batch_size, folder, recipe, progress)
     _merge(fitter)
+    if fitter.n_samples != len(samples):
+        raise ExciseError(f"{fitter.n_samples} of {len(samples)} samples were scored: score again")
     relevance = fitter.result()
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,13 +104,7 @@ def _score_all(
     with bar, _interrupt_after_batch(folder is not None) as interrupted:
         while fitter.n_samples < len(samples):
             batch = next(batches(samples[fitter.n_samples :], batch_size))
-            try:
-                fitter.update(batch)
-            except torch.OutOfMemoryError:
-                raise ExciseError(
-                    f"out of memory at batch size {batch_size}: use a smaller one, shorter "
-                    "samples, fewer weight matrices, or --device-map auto"
-                ) from None
+            fitter.update(batch)
             bar.update(len(batch))
             if folder and (interrupted or time.monotonic() - saved > pause):
                 started = time.monotonic()
@@ -112,7 +112,8 @@ def _score_all(
                 saved = time.monotonic()
                 pause = max(_SAVE_EVERY, 20 * (saved - started))
             if interrupted:
-                raise KeyboardInterrupt
+                done = f"{fitter.n_samples} of {len(samples)} samples are kept in {folder}"
+                raise KeyboardInterrupt(f"{done}: repeat the command to go on")
 
 
 @contextmanager
@@ -149,7 +150,7 @@ def _restore(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
     if config["recipe"] != recipe:
         raise ExciseError(
             f"{folder} is the progress of a run with other options or data: "
-            "repeat that command, or delete the folder"
+            "repeat that command with the same model, or delete the folder"
         )
     fitter.load_state([state])
 
@@ -185,7 +186,8 @@ def _merge(fitter: RelevanceFitter) -> None:
     states: list[dict[str, Tensor]] = gather_object([mine])
     known = {key: tuple(t.shape) for found in gather_object([_shapes(weights)]) for key, t in found}
     for key, shape in sorted(known.items()):  # one reduction a matrix: no process holds them twice
-        weight = weights[key] if key in weights else torch.zeros(shape)
+        device = fitter.linears[key.removeprefix("weight/")].weight.device
+        weight = weights[key] if key in weights else torch.zeros(shape, device=device)
         states[0][key] = reduce(weight, "sum")  # type: ignore[assignment]
     fitter.load_state([state for state in states if len(state["lengths"])])
 
@@ -213,8 +215,8 @@ def forecast(
 ) -> Forecast:
     """Say what scoring will take, before it starts.
 
-    Time is that of the faster of two passes over one batch, scaled to all samples; memory is counted from
-    the model's shape, on top of what the process holds now.
+    Time is that of the faster of two passes over one batch, scaled to all samples; memory is
+    counted from the model's shape, on top of what the process holds now.
 
     Args:
         model: The model.
@@ -272,5 +274,5 @@ def _activation_bytes(view: ModelView, tokens: int, weights: bool, fitter: Relev
     vocabulary = view.model.config.vocab_size
     if fitter.method.contribution is None:
         return tokens * (vocabulary + layer) * size
-    logits = 3 if "next" in fitter.target_name or fitter.target_name == "continuation" else 2
+    logits = 4 if "next" in fitter.target_name or fitter.target_name == "continuation" else 2
     return tokens * (len(view.layers) * layer + logits * vocabulary) * size

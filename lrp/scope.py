@@ -255,7 +255,7 @@ def _norm_hook(fire: Any, norm: Any, args: tuple[Tensor, ...], y: Tensor) -> Any
     if kind == "layer_norm":
         return NormRule.apply(x, y.detach(), norm.weight, norm.eps, True, fire)
     eps = norm.eps if kind == "rms_norm_plus_one" else norm.variance_epsilon
-    scale = 1.0 + norm.weight if kind == "rms_norm_plus_one" else norm.weight
+    scale = 1.0 + full_precision(norm.weight) if kind == "rms_norm_plus_one" else norm.weight
     return NormRule.apply(x, y.detach(), scale, eps, False, fire)
 
 

@@ -18,8 +18,9 @@ class Tokenizer:
     def __init__(self, known: tuple[str, ...]):
         self.known = known
 
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[1] if t.strip() in self.known else [2] * len(t) for t in texts]}
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        ids = ([1] if word in self.known else [2] * len(word) for word in text.split())
+        return {"input_ids": [token for word in ids for token in word]}
 
 
 def names_in(text: str) -> Counter[str]:

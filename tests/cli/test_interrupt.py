@@ -58,13 +58,17 @@ def test_resume(tiny_folder: Folder, tmp_path: Path, excise: Callable[..., Any],
     command = [sys.executable, "-c", INTERRUPTED, *arguments(model, out, 12, "--resume")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 130, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("excise: interrupted")
+    assert "excise: interrupted; 8 of 12 samples are kept in" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == [progress]
     assert json.loads((progress / "config.json").read_text())["n_samples"] == 8
 
     other = excise(*arguments(model, out, 12, "--resume", "--aggregate", "abs"))
     assert other.exit_code == 1
     assert str(progress) in other.stderr
+
+    changed = excise(*arguments(tiny_folder("llama-mha"), out, 12, "--resume"))
+    assert changed.exit_code == 1
+    assert "same model" in changed.stderr
 
     assert excise(*arguments(model, out, 12, "--resume")).exit_code == 0
     assert list(tmp_path.iterdir()) == [out]

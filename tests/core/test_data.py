@@ -166,3 +166,25 @@ def test_too_long_is_refused(tiny_llama: Any):
 @given(st.lists(samples, max_size=3), st.lists(samples, max_size=3))
 def test_fingerprints_tell_data_apart(a: list[Sample], b: list[Sample]):
     assert (fingerprint(a) == fingerprint(b)) == (a == b)
+
+
+def test_answers_of_a_tokenizer_that_puts_a_blank_before_all_text():
+    """As those of Llama 2 and Mistral: " Mary" alone is two tokens, behind a word it is one."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "▁", *(f"▁{word}" for word in ("the", "Mary", "John", "gave", "to"))]
+    scores = [(piece, 0.0 if i < 2 else -1.0) for i, piece in enumerate(pieces)]
+    core = Tokenizer(models.Unigram(scores, unk_id=0))
+    core.normalizer = normalizers.Prepend("▁")
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert len(tokenizer(" Mary")["input_ids"]) == 2  # the trap
+    (sample,) = encode_prompts(tokenizer, [Prompt("John gave to", answer="Mary", wrong="John")])
+    assert (sample.answer, sample.wrong) == (pieces.index("▁Mary"), pieces.index("▁John"))
+
+
+def test_unknown_keys_are_named(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text('{"clean": "a"}\n{"clean": "a", "anwser": "b"}\n')
+    with pytest.raises(ExciseError, match=r"line 2: unknown key 'anwser': did you mean 'answer'"):
+        read_prompts(tmp_path / "p.jsonl")

@@ -269,3 +269,30 @@ def test_rank_correlation(tiny: Tiny):
     assert one.rank_correlation(two, "heads") == pytest.approx(expected)
     with pytest.raises(ExciseError, match=r"holds no biases"):
         one.rank_correlation(two, "biases")
+
+
+def test_a_component_named_twice_counts_once(tiny: Tiny):
+    once, twice = (score(tiny("opt"), SAMPLES, "logit", components=["heads"] * n) for n in (1, 2))
+    assert torch.equal(once.get("heads"), twice.get("heads"))
+    assert len(twice.samples["heads"]) == len(SAMPLES)
+
+
+def test_a_failed_batch_ends_the_fitter(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    fitter = RelevanceFitter(tiny("opt"), "logit")
+
+    def out_of_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(fitter, "_backward", out_of_memory)
+    with pytest.raises(ExciseError, match="out of memory with 3 samples of 6 tokens"):
+        fitter.update(collate(SAMPLES))
+    monkeypatch.undo()
+    with pytest.raises(ExciseError, match="an earlier batch failed half-way"):
+        fitter.update(collate(SAMPLES))
+
+
+def test_an_offloaded_model_is_refused(tiny: Tiny):
+    model = tiny("llama-gqa")
+    model.model.layers[1].mlp.to("meta")
+    with pytest.raises(ExciseError, match="part of the model is offloaded"):
+        score(model, SAMPLES, "logit")
