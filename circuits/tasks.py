@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.data import Prompt
-from ..core.errors import unknown_name
+from ..core.errors import look_up
 from .ioi import ioi_prompts
 
 
@@ -18,9 +18,7 @@ def get_task(name: str) -> Callable[[Any, int, int], list[Prompt]]:
     Raises:
         ExciseError: No task has this name.
     """
-    if name not in TASKS:
-        raise unknown_name("task", name, TASKS)
-    return TASKS[name]
+    return look_up("task", name, TASKS)
 
 
 def task_prompts(name: str, tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:

@@ -1,7 +1,11 @@
 """The errors a user can meet: each names the thing, the value and the way out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+
+Entry = TypeVar("Entry")
 
 
 class ExciseError(Exception):
@@ -31,3 +35,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ExciseError:
     near = get_close_matches(name, names, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return ExciseError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+
+
+def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
+    """Return the entry of a table by name.
+
+    Raises:
+        ExciseError: No entry has this name; lists near misses and all names.
+    """
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    return table[name]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..core.errors import ExciseError, unknown_name
+from ..core.errors import ExciseError, look_up, unknown_name
 from .scope import Variant
 
 
@@ -67,9 +67,7 @@ def get_method(name: str) -> Method:
     Raises:
         ExciseError: No method has this name.
     """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    return look_up("method", name, METHODS)
 
 
 def check_aggregate(method: Method, aggregate: str, weights: bool) -> None:

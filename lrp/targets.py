@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..core.data import Batch
-from ..core.errors import ExciseError, unknown_name
+from ..core.errors import ExciseError, look_up
 
 
 Target = Callable[[Tensor, Batch], Tensor]
@@ -120,9 +120,7 @@ def get_target(name: str) -> Target:
     Raises:
         ExciseError: No target has this name.
     """
-    if name not in TARGETS:
-        raise unknown_name("target", name, TARGETS)
-    return TARGETS[name]
+    return look_up("target", name, TARGETS)
 
 
 def _at_last(logits: Float[Tensor, "b t v"], batch: Batch) -> Float[Tensor, "b v"]:
