@@ -155,9 +155,11 @@ def test_every_rule_fires_and_is_named(kind: str, variant: Any, tiny: Tiny):
 def test_a_forward_pass_alone_is_no_error(tiny: Tiny):
     model = tiny("llama-gqa")
     for variant in ("attnlrp", "cp-lrp"):
-        with LRPScope(model, variant):
+        with LRPScope(model, variant) as scope:
             logits_of(model)
             model(input_ids=IDS, use_cache=False)
+        assert scope.audit().layers == (0.0,) * 3
+        assert {record.rule for record in scope.audit().silent} >= {"norm"}
 
 
 def test_a_rule_that_never_fired_is_an_error(tiny: Tiny):
