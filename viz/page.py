@@ -28,8 +28,8 @@ class Section:
 
     Attributes:
         heading: Plain text.
-        body: HTML: what `heatmap`, `token_heatmap`, `table` and `prose` return, or several of them
-            one after the other. It is placed as it is.
+        body: HTML: what `heatmap`, `token_heatmap`, `table`, `prose` and the functions of `chart`
+            return, or several of them one after the other. It is placed as it is.
         note: Plain text below the body: how to read it, what it does not say.
     """
 

@@ -1,4 +1,4 @@
-"""The few SVG parts a heatmap is made of: text, ticks, a colour legend and its style."""
+"""The few SVG parts a picture is made of: text, ticks, a colour legend and the style."""
 
 from .colour import Scale, fallback, fallback_ink, stylesheet
 from .text import MINUS, escape, number
@@ -25,6 +25,17 @@ _STYLE = (
     ".xh .moat{stroke:var(--xh-paper);stroke-width:4}"
     ".xh .marks{pointer-events:none}"
     ".xh text.sign{fill:var(--ink);font-weight:700;text-anchor:middle}"
+    ".xh .halo{stroke:var(--xh-paper);stroke-width:3;paint-order:stroke;pointer-events:none}"
+    ".xh .even{stroke:var(--xh-soft);stroke-dasharray:5 4;pointer-events:none}"
+    ".xh .curve{stroke:var(--fill);stroke-width:2;stroke-linejoin:round;fill:none}"
+    ".xh .curve.second{stroke-dasharray:7 4}.xh .lead{stroke:var(--fill);stroke-opacity:.5}"
+    ".xh .bar{stroke:var(--fill);stroke-width:1.5;stroke-opacity:.6}"
+    ".xh .band{fill:var(--fill);fill-opacity:.11}"
+    ".xh .dot{fill:var(--fill);stroke:var(--xh-paper);stroke-width:1.5;"
+    "vector-effect:non-scaling-stroke}.xh .dot:hover,.xh .spot:hover{stroke:var(--xh-ink)}"
+    ".xh .dot.second{fill:var(--xh-paper);stroke:var(--fill)}"
+    ".xh .spot{fill:var(--fill);fill-opacity:.6}"
+    ".xh .cloud{stroke:var(--fill);stroke-width:5;stroke-linecap:round;stroke-opacity:.35}"
 )
 
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from excise.viz.chart import Point, Series, line_chart
 from excise.viz.heatmap import heatmap
 from excise.viz.page import Section, page, write_page
 from excise.viz.table import table
@@ -25,6 +26,7 @@ FLAGS = (
 WIDTH, HEIGHT = 900, 700
 VALUES = [[(row - column) / 7 for column in range(9)] for row in range(6)]
 HOSTILE = "<img src=x onerror=\"document.body.innerHTML='owned'\">"
+CURVE = Series(HOSTILE, [Point(0, 1, 0, 2), Point(1, 3, 2, 4)])
 
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH"
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sections = [
         Section("Heads", heatmap(VALUES, title="Relevance")),
+        Section("Curve", line_chart([CURVE], title="Dose", x_label="x", y_label="y")),
         Section("Tokens", token_heatmap(["When", " Mary", HOSTILE], [0.1, 0.9, -0.5], title="t")),
         Section("Table", table(["model", "accuracy"], [["dense", 0.97]])),
     ]
@@ -95,6 +98,7 @@ def test_the_browser_builds_every_cell_and_no_foreign_element(tmp_path: Path, re
     Reader().feed(dom)
     assert [float(number) for number in numbers] == [value for row in VALUES for value in row]
     assert not {"img", "script"} & set(tags)
+    assert dom.count("data-x=") == 2
     assert tags.count("h1") == 1
     assert dom.count("data-token=") == 3
     assert '<td class="num">0.97</td>' in dom
