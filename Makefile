@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= gguf,bnb,dev
+EXTRAS ?= gguf,bnb,eval,toxicity,dev
 # torch first and alone: its version is in the constraints, the other packages only ask for a range
 PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
