@@ -131,7 +131,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         ExciseError: Missing or empty file, broken JSON, unknown or missing key; names the line.
     """
     prompts = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -172,12 +172,14 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def dataset_text(name: str, limit: int | None = None) -> list[str]:
+def dataset_text(name: str, limit: int | None = None, keys: Sequence[str] = ("text",)) -> list[str]:
     """Read the texts of a dataset by its `datasets` id (or folder), streaming.
 
     Args:
         name: `id`, `id:config` or `id:config:split` (split `train` if not given).
         limit: How many texts at most.
+        keys: Columns to look for, in this order, before the first that holds text. A column may
+            hold objects with a `text`, as the prompts of RealToxicityPrompts do.
 
     Raises:
         ExciseError: The dataset cannot be loaded, or has no column of text.
@@ -191,17 +193,24 @@ def dataset_text(name: str, limit: int | None = None) -> list[str]:
         rows = datasets.load_dataset(source, config or None, split=split or "train", streaming=True)
         texts = []
         for row in islice(rows, limit):
-            column = "text" if isinstance(row.get("text"), str) else None
-            column = column or next((k for k, v in row.items() if isinstance(v, str)), None)
-            if column is None:
+            named = (row_text(row, key) for key in (*keys, *row))
+            found = next((text for text in named if text is not None), None)
+            if found is None:
                 raise ExciseError(f"dataset {name} has no column of text, only {', '.join(row)}")
-            texts.append(row[column])
+            texts.append(found)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ExciseError(f"dataset {name!r} cannot be loaded: {reason}") from error
     if not any(text.strip() for text in texts):
         raise ExciseError(f"dataset {name!r} holds no text in split {split or 'train'!r}")
     return texts
+
+
+def row_text(row: Any, key: str) -> str | None:
+    """Return the text a row holds under a key, itself or as the `text` of an object."""
+    found = row.get(key) if isinstance(row, dict) else None
+    found = found.get("text") if isinstance(found, dict) else found
+    return found if isinstance(found, str) else None
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Sample]:
@@ -331,3 +340,16 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     for sample in samples:
         digest.update(json.dumps(asdict(sample)).encode())
     return digest.hexdigest()[:16]
+
+
+def line_hashes(text: str) -> list[str]:
+    """Return the `text_hash` of each line of at least five words."""
+    return [text_hash(line) for line in text.split("\n") if len(line.split()) >= 5]
+
+
+def text_hash(text: str) -> str:
+    """Return a short hash of a text that ignores case and white space.
+
+    It says whether two texts are the same prompt, wherever they were read.
+    """
+    return hashlib.sha256(" ".join(text.split()).casefold().encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
-"""Which model a result belongs to: a hash of its weights."""
+"""Which model a result belongs to: hashes of its weights and of its tokenizer."""
 
 import hashlib
+import json
 from typing import Any
 
 from .errors import ExciseError
@@ -21,13 +22,33 @@ def model_hash(model: Any) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in [*sorted(model.named_parameters()), *_scales(model)]:
         tensor = parameter.detach().cpu()
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _scales(model: Any) -> list[tuple[str, Any]]:
+    """Return what a quantised model keeps beside its codes, such as scales; nothing for others."""
+    if not getattr(model, "is_quantized", False):
+        return []
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return sorted((name, t) for name, t in model.state_dict().items() if name not in own)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash a tokenizer: its vocabulary, special tokens, and rules where it is a fast one.
+
+    Returns:
+        32 hexadecimal digits of SHA-256.
+    """
+    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    content = json.dumps([sorted(tokenizer.get_vocab().items()), special, rules])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def check_finite(model: Any) -> None:

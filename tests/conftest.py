@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+
+settings.register_profile("excise", deadline=None)  # machines are busy, and time is no property
+settings.load_profile("excise")
 
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE"):
     os.environ[name] = "1"

@@ -12,6 +12,7 @@ from excise.core.data import (
     batches,
     check_length,
     collate,
+    dataset_text,
     encode_continuations,
     encode_prompts,
     encode_texts,
@@ -182,6 +183,33 @@ def test_answers_of_a_tokenizer_that_puts_a_blank_before_all_text():
     assert len(tokenizer(" Mary")["input_ids"]) == 2  # the trap
     (sample,) = encode_prompts(tokenizer, [Prompt("John gave to", answer="Mary", wrong="John")])
     assert (sample.answer, sample.wrong) == (pieces.index("▁Mary"), pieces.index("▁John"))
+
+
+ROWS = {
+    "text": ([{"id": "1", "text": "One."}, {"id": "2", "text": ""}], ["One.", ""]),
+    "prompt": ([{"file": "x", "prompt": {"text": "So", "toxicity": 0.1}}], ["So"]),  # as in RTP
+    "other": ([{"n": 3, "page": "A page."}], ["A page."]),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_texts_of_a_dataset(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows, expected = ROWS[name]
+    (tmp_path / "data").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "data" / "train.jsonl").write_text(lines)
+    assert dataset_text(str(tmp_path / "data"), keys=("prompt", "text")) == expected
+
+
+def test_a_line_of_a_prompts_file_may_hold_any_character(tmp_path: Path):
+    row = json.dumps({"clean": "one\u2028two\x85three"}, ensure_ascii=False)
+    (tmp_path / "p.jsonl").write_text(row + "\n", encoding="utf-8")
+    assert [prompt.clean for prompt in read_prompts(tmp_path / "p.jsonl")] == [
+        "one\u2028two\x85three"
+    ]
 
 
 def test_unknown_keys_are_named(tmp_path: Path):
