@@ -1,16 +1,27 @@
 """How often a model prefers the right answer to the wrong one."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from ..core.data import Sample, batches, check_length
+from ..core.data import Prompt, Sample, batches, check_length, encode_prompts, text_hash
+from ..core.errors import ExciseError
 from ..core.families import family_of
+from ..core.loading import Loaded
 from ..lrp.targets import LogitDifference
-from .perplexity import Measure
+from .outcome import Metric, Outcome, Plan, Row, check_mode, column
+from .statistics import Measure, Statistic
+
+
+STATISTICS = (
+    Statistic("accuracy", "correct", better="higher", proportion=True),
+    Statistic("logit_difference", "difference", better="higher"),
+)
+
+PROTOCOL = "logit of the answer against the wrong answer, last token"
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,72 @@ class Choice:
 
     accuracy: Measure
     logit_difference: Measure
+
+
+@dataclass(frozen=True)
+class TaskAccuracy(Metric):
+    """Accuracy on a task of the circuits; a unit is a prompt."""
+
+    task: str
+    generate: Callable[[Any], Sequence[Prompt]]
+    """Makes the prompts for a tokenizer."""
+    batch_size: int = 16
+    name: str = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", f"tasks.{self.task}")
+
+    def plan(self, loaded: Loaded) -> Plan:
+        """Make and tokenise the prompts.
+
+        Raises:
+            ExciseError: An answer has several tokens, or a prompt is too long.
+        """
+        prompts = list({text_hash(p.clean): p for p in self.generate(loaded.tokenizer)}.values())
+        samples = encode_prompts(loaded.tokenizer, prompts)
+        check_length(samples, loaded.model.config)
+        return Plan(
+            protocol=PROTOCOL,
+            units=tuple(text_hash(prompt.clean) for prompt in prompts),
+            inputs=samples,
+            identity={"samples": [[list(s.input_ids), s.answer, s.wrong] for s in samples]},
+            tokens=self.batch_size * max(len(sample.input_ids) for sample in samples),
+        )
+
+    def rows(
+        self, loaded: Loaded, plan: Plan, todo: Sequence[int], progress: bool
+    ) -> Iterator[tuple[int, Row]]:
+        """Compare the two answers' logits, prompt by prompt."""
+        samples = [plan.inputs[index] for index in todo]
+        found = logit_differences(loaded.model, samples, self.batch_size)
+        bar = tqdm(found, self.name, len(todo), disable=None if progress else True)
+        for index, difference in zip(todo, bar, strict=True):
+            yield index, {"difference": difference}
+
+    def outcomes(self, loaded: Loaded, plan: Plan, rows: Sequence[Row]) -> list[Outcome]:
+        """Count the prompts whose answer wins."""
+        difference = column(rows, "difference")
+        columns = {"difference": difference, "correct": (difference > 0).astype(float)}
+        return [Outcome(self.name, plan.protocol, STATISTICS, plan.units, columns)]
+
+
+def logit_differences(model: Any, samples: Sequence[Sample], batch_size: int) -> Iterator[float]:
+    """Yield the logit of the answer less that of the wrong answer behind each prompt.
+
+    Raises:
+        ExciseError: A sample lacks one of the two answers, or the logits are NaN or infinite.
+    """
+    explicit = family_of(model).passes_position_ids
+    for batch in batches(samples, batch_size):
+        batch = batch.to(model.device)
+        with torch.no_grad():
+            logits = model(**batch.model_inputs(explicit)).logits
+        found = LogitDifference()(logits.float(), batch)
+        if not bool(found.isfinite().all()):
+            raise ExciseError(
+                "the logits are NaN or infinite: the model is broken, or needs --dtype float32"
+            )
+        yield from found.tolist()
 
 
 def choice_accuracy(model: Any, samples: Sequence[Sample], batch_size: int = 16) -> Choice:
@@ -30,34 +107,15 @@ def choice_accuracy(model: Any, samples: Sequence[Sample], batch_size: int = 16)
         batch_size: Prompts per pass.
 
     Returns:
-        Accuracy with Wilson's interval, and the mean logit difference with a normal one.
+        Accuracy with Wilson's interval, and the mean logit difference.
 
     Raises:
-        ExciseError: A sample lacks one of the two answers, or is too long for the model.
+        ExciseError: A sample lacks one of the two answers, or is too long for the model, or the
+            model is in training mode.
     """
+    check_mode(model)
     check_length(samples, model.config)
-    explicit = family_of(model).passes_position_ids
-    found = []
-    for batch in batches(samples, batch_size):
-        batch = batch.to(model.device)
-        with torch.no_grad():
-            logits = model(**batch.model_inputs(explicit)).logits
-        found.append(LogitDifference()(logits.float(), batch).cpu())
-    differences = torch.cat(found).double()
-    n, mean = len(differences), differences.mean().item()
-    error = differences.std().item() / math.sqrt(n) if n > 1 else math.inf
-    right = int((differences > 0).sum())
-    protocol = "logit of the answer against the wrong answer, last token"
-    return Choice(
-        accuracy=Measure(right / n, wilson(right, n), n, protocol),
-        logit_difference=Measure(mean, (mean - 1.96 * error, mean + 1.96 * error), n, protocol),
-    )
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927): honest at 0 and 1."""
-    p, denominator = successes / n, 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = centre - half, centre + half
-    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+    metric, loaded = TaskAccuracy("choice", lambda _: ()), Loaded(model, None, "")
+    rows = [{"difference": d} for d in logit_differences(model, samples, batch_size)]
+    plan = Plan(PROTOCOL, tuple(map(str, range(len(rows)))), samples, {})
+    return Choice(**metric.outcomes(loaded, plan, rows)[0].measures)

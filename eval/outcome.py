@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from .statistics import Measure, Statistic, Values, measure
 
@@ -48,6 +49,8 @@ class Outcome:
     """What else a reader must know: the scorer and its limits, how many completions were empty."""
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Per-unit texts, which may offend: never written anywhere unless asked for."""
+    compared: frozenset[str] | None = None
+    """Hashes of the texts by which reuse is noticed; those of the units if there are none."""
     seed: int = 0
 
     @cached_property
@@ -60,6 +63,11 @@ class Outcome:
         """Return what a statistic would be on each unit alone."""
         above, below = statistic.quotient(dict(self.columns))
         return statistic.linked(above / below)
+
+    @property
+    def known_by(self) -> frozenset[str]:
+        """Hashes by which the texts measured are known again."""
+        return frozenset(self.units) if self.compared is None else self.compared
 
     @property
     def headline(self) -> Measure:
@@ -92,6 +100,16 @@ class Metric(ABC):
 
         There is one, unless several judges look at the same rows.
         """
+
+
+def check_mode(model: Any) -> None:
+    """Refuse a model in training mode.
+
+    Raises:
+        ExciseError: Its dropout would make every number a random one.
+    """
+    if model.training:
+        raise ExciseError("the model is in training mode, with dropout: call model.eval() first")
 
 
 def column(rows: Sequence[Row], name: str) -> Values:

@@ -67,9 +67,16 @@ class Statistic:
     """Whether each unit is a yes or a no, so that Wilson's interval applies."""
 
     def quotient(self, columns: dict[str, Values]) -> tuple[Values, Values]:
-        """Return numerator and denominator of each unit."""
-        numerator = self.scale * columns[self.of]
-        return numerator, np.ones_like(numerator) if self.per is None else columns[self.per]
+        """Return numerator and denominator of each unit.
+
+        Raises:
+            ExciseError: One is NaN or infinite, which would compare as small with any bound.
+        """
+        above = self.scale * columns[self.of]
+        below = np.ones_like(above) if self.per is None else columns[self.per]
+        if not (np.isfinite(above).all() and np.isfinite(below).all()):
+            raise ExciseError(f"{self.name}: the value of a unit is NaN or infinite")
+        return above, below
 
     def linked(self, quotient: Any) -> Any:
         """Apply the link to a quotient or an array of them; a broken model is 1e304, not inf."""
@@ -116,7 +123,7 @@ class Bootstrap:
 
     def p_above(self, threshold: float) -> float:
         """Return the p value of 'the truth is at least the threshold': small where it is below."""
-        return 1.0 - self.p_below(threshold)
+        return 1.0 - self.p_below(threshold) if self.n > 1 else 1.0
 
 
 def resampled_sums(
@@ -124,12 +131,11 @@ def resampled_sums(
 ) -> Float[np.ndarray, "resamples columns"]:
     """Sum columns over bootstrap samples of the rows, the same rows for every column."""
     n = len(values)
-    if n < 1:
-        raise ExciseError("there is nothing to resample: no unit was measured")
-    draw, even = np.random.default_rng(seed), np.full(n, 1 / n)
-    block = max(1, 10_000_000 // n)  # how often each unit is drawn: 80 MB of counts at most
+    draw, columns = np.random.default_rng(seed), np.ascontiguousarray(values.T)
+    block = max(1, 30_000 // n)  # drawn at once: few enough for the cache
     sizes = [min(block, resamples - done) for done in range(0, resamples, block)]
-    return np.concatenate([draw.multinomial(n, even, size=size) @ values for size in sizes])
+    drawn = (draw.integers(0, n, (size, n)) for size in sizes)
+    return np.concatenate([columns[:, rows].sum(2).T for rows in drawn])
 
 
 def estimate(statistic: Statistic, columns: dict[str, Values], seed: int = 0) -> Bootstrap:
@@ -141,9 +147,36 @@ def estimate(statistic: Statistic, columns: dict[str, Values], seed: int = 0) ->
         seed: Of the resampling.
     """
     x, w = statistic.quotient(columns)
-    sums = resampled_sums(np.stack([x, w], 1), seed)
+    if not len(x):
+        raise ExciseError("there is nothing to resample: no unit was measured")
+    units = np.stack([x, w], 1)
+    if statistic.per is None and not statistic.proportion and (size := unseen(x - np.median(x), x)):
+        units = np.concatenate([units, [[x.mean() + size, 1], [x.mean() - size, 1]]])
+    sums = resampled_sums(units, seed)
     drawn = statistic.linked(_divided(sums[:, 0], sums[:, 1]))
     return Bootstrap(float(statistic.linked(x.sum() / w.sum())), drawn, len(x))
+
+
+def unseen(deviations: Values, values: Values) -> float:
+    """Return how far off a unit may be that was not drawn, where too few vary to tell.
+
+    Resampling units that are all alike says that others must be, too. So where most units are
+    alike and fewer than 20 are not, two more are resampled, off by this in either direction: as
+    far as those that vary, or by as much as a value was large. The idea is that of adding a success
+    and a failure to a proportion (Agresti and Coull 1998).
+
+    Args:
+        deviations: Of each unit from what most have.
+        values: Of each unit.
+
+    Returns:
+        0 where enough vary.
+    """
+    varying = deviations[deviations != 0]
+    if len(varying) >= min(20, len(deviations) / 2):
+        return 0.0
+    size = math.sqrt((varying**2).mean()) if len(varying) else np.abs(values).max()
+    return float(size) or 1.0
 
 
 def _divided(above: Values, below: Values) -> Values:
@@ -171,7 +204,7 @@ class Paired:
     difference: Bootstrap
     """Second less first, in the statistic's own unit."""
     relative: Bootstrap
-    """Second over first, less 1."""
+    """Second less first, over the size of the first: below 0 means less, whatever its sign."""
     wins: int
     """Units on which the second is better."""
     losses: int
@@ -200,7 +233,8 @@ def paired(
     """Compare two models on the same units, in the same order.
 
     Differences of proportions are resampled with one win and one loss added (Bonett and Price
-    2012), as no difference among few prompts is no proof that there is none.
+    2012), as no difference among few prompts is no proof that there is none; so are others where
+    few units differ, see `unseen`.
 
     Raises:
         ExciseError: Their denominators differ, as tokens of two tokenizers do.
@@ -212,25 +246,36 @@ def paired(
             "compare word or byte perplexity under --protocol document"
         )
     n, drawn = len(x), np.stack([x, y, w], 1)
-    if statistic.proportion:
-        drawn = np.concatenate([drawn, [[1, 0, 1], [0, 1, 1]]])
+    size = (
+        1.0
+        if statistic.proportion
+        else 0.0
+        if statistic.per
+        else unseen(y - x, np.concatenate([x, y]))
+    )
+    if size:
+        middle = 0.5 if statistic.proportion else (x.mean() + y.mean()) / 2
+        low, high = middle - size / 2, middle + size / 2
+        drawn = np.concatenate([drawn, [[high, low, 1], [low, high, 1]]])
     sums = resampled_sums(drawn, seed)
     before, after = (statistic.linked(_divided(sums[:, i], sums[:, 2])) for i in (0, 1))
     a, b = (float(statistic.linked(z.sum() / w.sum())) for z in (x, y))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(before == after, 1.0, after / before)
-    relative = b / a if a else (1.0 if b == a else math.inf)
     gains = (y - x) * (1 if statistic.better == "higher" else -1)
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
     return Paired(
         difference=Bootstrap(b - a, after - before, n),
-        relative=Bootstrap(relative - 1, ratio - 1, n),
+        relative=Bootstrap(float(_relative(np.float64(a), b)), _relative(before, after), n),
         wins=wins,
         losses=losses,
         sign_p=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
         permutation_p=_swap_test(y - x, seed),
         detectable=_detectable(statistic, b, drawn),
     )
+
+
+def _relative(before: Any, after: Any) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(before == after, 0.0, (after - before) / np.abs(before))
 
 
 def _swap_test(differences: Values, seed: int) -> float:

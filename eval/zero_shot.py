@@ -6,6 +6,7 @@ used: the one for responses does not look at the model, so an edited model would
 the model before the edit.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ..core.data import text_hash
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from .lm_harness import SEED, contained, first_line, lent, load_task, require_lm_eval
@@ -93,7 +93,7 @@ class ZeroShot(Metric):
             inputs=(task,),
             identity={
                 "lm_eval": version("lm_eval"),
-                "config": text_hash(json.dumps(config, sort_keys=True)),
+                "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
                 "shots": shots,
                 "seed": SEED,
                 "max_length": self.max_length,

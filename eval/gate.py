@@ -1,0 +1,253 @@
+"""Pass or fail, by name: what a policy asks, decided on bounds and not on point estimates.
+
+A rule passes where the data show that it is kept, at its confidence. It fails where they show that
+it is broken, and is inconclusive where they show neither: then more samples are needed, and the
+gate is not met either. So a policy cannot be passed by measuring little.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree import ElementTree
+
+from scipy.stats import binomtest
+
+from ..core.errors import ExciseError
+from .compare import Comparison, comparable
+from .outcome import Outcome
+from .policy import Rule
+from .run import Evaluation
+from .statistics import Bootstrap, Statistic, estimate, short
+
+
+Status = Literal["pass", "fail", "inconclusive", "error"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One decision."""
+
+    name: str
+    status: Status
+    detail: str
+
+    @property
+    def passed(self) -> bool:
+        """Only what is shown to be kept passes."""
+        return self.status == "pass"
+
+    def __str__(self) -> str:
+        return f"{self.status.upper():12}  {self.name}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """All decisions on one model."""
+
+    model: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed, and there was one."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+def check_gate(
+    rules: Sequence[Rule], candidate: Evaluation, baseline: Evaluation | None = None
+) -> Gate:
+    """Decide every rule.
+
+    Args:
+        rules: From `read_policy`.
+        candidate: The model to decide on.
+        baseline: What it is compared with; rules of change are errors without one.
+
+    Returns:
+        Besides the rules: that the candidate differs from the baseline, and that no prompt that
+        chose its edit was used to measure it.
+    """
+    checks = [_edited(candidate, baseline)] if baseline else []
+    checks.append(_fresh(candidate))
+    if not rules:
+        checks.append(Check("policy", "error", "there is no rule, so nothing was decided"))
+    wanted = [(rule, name) for rule in rules for name in _outcomes(rule, candidate, baseline)]
+    for rule, name in wanted:
+        try:
+            checks.append(_decide(rule, name, candidate, baseline, len(wanted)))
+        except ExciseError as error:
+            checks.append(Check(f"{name}.{rule.kind}", "error", str(error)))
+    return Gate(candidate.model, tuple(checks))
+
+
+def _edited(candidate: Evaluation, baseline: Evaluation) -> Check:
+    same = candidate.model_hash == baseline.model_hash
+    if same:
+        detail = f"{candidate.model} has the very weights of {baseline.model}: nothing was edited"
+        return Check("edited", "error", detail)
+    return Check("edited", "pass", "its weights differ from the baseline's")
+
+
+def _fresh(candidate: Evaluation) -> Check:
+    if reused := candidate.reused():
+        counts = ", ".join(
+            f"{count} of {len(candidate[name].known_by)} of {name}"
+            for name, count in reused.items()
+        )
+        detail = f"texts that chose the edit were measured again ({counts}): use others"
+        return Check("held_out", "error", detail)
+    if not candidate.attribution:
+        return Check("held_out", "pass", "no texts are known to have chosen an edit")
+    known = len(candidate.attribution)
+    return Check(
+        "held_out",
+        "pass",
+        f"none of the {known} prompts and lines known to have chosen the edit was measured",
+    )
+
+
+def _outcomes(rule: Rule, candidate: Evaluation, baseline: Evaluation | None) -> list[str]:
+    """Return the outcomes a rule is about; its own name where there is none, to be an error.
+
+    A task that only the baseline was measured for is one of them, to be an error as well.
+    """
+    if rule.scorer is not None:
+        judged = (n for n, o in candidate.outcomes.items() if o.facts.get("scorer") == rule.scorer)
+        named = (n for n in judged if n.partition("@")[0] == rule.section)
+        return [next(named, f"{rule.section}@{rule.scorer}")]
+    if rule.section.endswith(".*"):
+        known = {**candidate.outcomes, **(baseline.outcomes if baseline else {})}
+        return [n for n in known if n.startswith(rule.section[:-1])] or [rule.section]
+    return [rule.section]
+
+
+def _decide(
+    rule: Rule, name: str, candidate: Evaluation, baseline: Evaluation | None, decisions: int
+) -> Check:
+    outcome = candidate[name]
+    statistic = _statistic(rule, outcome)
+    n = len(outcome.units)
+    if n < rule.min_samples:
+        raise ExciseError(f"{n} samples are too few: the policy asks for {rule.min_samples}")
+    if rule.kind in ("max", "min"):
+        found = _value(statistic, outcome, rule)
+    else:
+        found = _change(statistic, name, outcome, baseline, rule)
+    return found.decide(rule, f"{name}.{rule.kind}", decisions)
+
+
+def _statistic(rule: Rule, outcome: Outcome) -> Statistic:
+    if rule.statistic is None:
+        return outcome.statistics[0]
+    named = {statistic.name: statistic for statistic in outcome.statistics}
+    if rule.statistic not in named:
+        raise ExciseError(f"no statistic {rule.statistic!r}: there are {', '.join(named)}")
+    return named[rule.statistic]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A number with its p values on both sides of a bound."""
+
+    words: str
+    kept_p: float
+    """P value against 'the rule is broken': small where the data show that it is kept."""
+    broken_p: float
+
+    def decide(self, rule: Rule, name: str, decisions: int) -> Check:
+        alpha = 1 - rule.confidence
+        asked = str(rule).removeprefix(f"{rule.name} ")
+        if self.kept_p <= alpha:
+            return Check(name, "pass", f"{self.words}; {asked}, p = {short(self.kept_p)}")
+        # an alarm needs the two-sided interval to exclude the bound; several decisions are made,
+        # and one false alarm among all of them is what must be rare
+        if self.broken_p <= alpha / 2 / decisions:
+            return Check(
+                name, "fail", f"{self.words}; {asked}, broken (p = {short(self.broken_p)})"
+            )
+        return Check(
+            name, "inconclusive",
+            f"{self.words}; {asked} is not shown (p = {short(self.kept_p)}): measure more samples",
+        )  # fmt: skip
+
+
+def _value(statistic: Statistic, outcome: Outcome, rule: Rule) -> _Found:
+    columns = dict(outcome.columns)
+    found = estimate(statistic, columns, outcome.seed)
+    measure = outcome.measures[statistic.name]
+    if statistic.proportion:
+        below, above = _proportion_p(round(columns[statistic.of].sum()), found.n, rule.bound)
+    else:
+        below, above = found.p_below(rule.bound), found.p_above(rule.bound)
+    kept, broken = (above, below) if rule.kind == "max" else (below, above)
+    return _Found(f"{statistic.name} {measure}", kept, broken)
+
+
+def _proportion_p(successes: int, n: int, bound: float) -> tuple[float, float]:
+    """Return the p values of 'at most' and 'at least' the bound, of the exact binomial test."""
+    return tuple(  # type: ignore[return-value]
+        float(binomtest(successes, n, min(bound, 1.0), alternative=side).pvalue)
+        for side in ("greater", "less")
+    )
+
+
+def _change(
+    statistic: Statistic, name: str, outcome: Outcome, baseline: Evaluation | None, rule: Rule
+) -> _Found:
+    if baseline is None:
+        raise ExciseError("a change needs a model to compare with: excise eval BASELINE EDITED")
+    before = baseline[name]
+    if statistic not in comparable(name, before, outcome):
+        raise ExciseError(f"{statistic.name} counts other things in the two models: name another")
+    comparison = Comparison(name, statistic, before, outcome)
+    found = comparison.paired.relative if rule.relative else comparison.paired.difference
+    words = f"{statistic.name} {_percent(found) if rule.relative else _plain(found)}"
+    if rule.kind == "equivalence":
+        kept = comparison.paired.equivalence_p(rule.bound)
+        broken = min(found.p_below(rule.bound), found.p_above(1 / (1 + rule.bound) - 1))
+        return _Found(words, kept, broken)
+    bound = rule.bound if rule.kind.endswith("increase") else -rule.bound
+    kept, broken = found.p_above(bound), found.p_below(bound)
+    if rule.kind in ("max_decrease", "min_increase"):
+        kept, broken = broken, kept
+    return _Found(words, kept, broken)
+
+
+def _percent(found: Bootstrap) -> str:
+    low, high = found.interval()
+    return f"{100 * found.value:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def _plain(found: Bootstrap) -> str:
+    low, high = found.interval()
+    return f"{found.value:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def junit(gates: Sequence[Gate]) -> str:
+    """Write gates as JUnit XML: a suite per model, a case per check."""
+    root = ElementTree.Element("testsuites", name="excise gate")
+    for gate in gates:
+        failures = sum(check.status in ("fail", "inconclusive") for check in gate.checks)
+        errors = sum(check.status == "error" for check in gate.checks)
+        model = _printable(gate.model)
+        suite = ElementTree.SubElement(
+            root, "testsuite", name=model, tests=str(len(gate.checks)),
+            failures=str(failures), errors=str(errors),
+        )  # fmt: skip
+        for check in gate.checks:
+            name = _printable(check.name)
+            case = ElementTree.SubElement(suite, "testcase", name=name, classname=model)
+            if not check.passed:
+                tag = "error" if check.status == "error" else "failure"
+                detail = _printable(check.detail)
+                found = ElementTree.SubElement(case, tag, type=check.status, message=detail)
+                found.text = detail
+    ElementTree.indent(root)
+    head = '<?xml version="1.0" encoding="UTF-8"?>'  # ElementTree would name the locale's
+    return f"{head}\n{ElementTree.tostring(root, encoding='unicode')}\n"
+
+
+def _printable(text: str) -> str:
+    """Replace what XML cannot hold: control characters, halves of surrogate pairs."""
+    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -1,0 +1,164 @@
+"""Measure a model: every metric, resumed where a killed run stopped."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..core.artefact import versions
+from ..core.data import text_hash
+from ..core.errors import ExciseError
+from ..core.identity import model_hash, tokenizer_hash
+from ..core.loading import Loaded, cache_folder
+from ..core.memory import readable
+from .outcome import Metric, Outcome, Plan, check_mode
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found on one model."""
+
+    model: str
+    model_hash: str
+    tokenizer_hash: str
+    outcomes: Mapping[str, Outcome]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    attribution: frozenset[str] = frozenset()
+    """Hashes of the prompts that chose this model's edit; see `core.data.text_hash`."""
+
+    def __getitem__(self, name: str) -> Outcome:
+        """Return an outcome, as in `evaluation["perplexity"]`."""
+        if name not in self.outcomes:
+            known = ", ".join(self.outcomes) or "nothing"
+            raise ExciseError(f"{self.model} was not measured for {name!r}, but for {known}")
+        return self.outcomes[name]
+
+    def reused(self) -> dict[str, int]:
+        """Return per outcome how many of its prompts (or lines of text) chose the edit."""
+        counted = {
+            name: len(self.attribution & outcome.known_by)
+            for name, outcome in self.outcomes.items()
+        }
+        return {name: count for name, count in counted.items() if count}
+
+
+def evaluate(
+    loaded: Loaded,
+    metrics: Sequence[Metric],
+    *,
+    cache: Path | None = None,
+    attribution: frozenset[str] = frozenset(),
+    progress: bool = False,
+) -> Evaluation:
+    """Measure a model.
+
+    Args:
+        loaded: Model and tokenizer.
+        metrics: What to measure; names must differ.
+        cache: Folder of rows measured before, by content hash; see `default_cache`.
+        attribution: Hashes of the prompts that chose the model's edit.
+        progress: Whether to draw progress bars on a terminal.
+
+    Returns:
+        One outcome per metric and judge.
+
+    Raises:
+        ExciseError: Something cannot be measured; nothing is left out silently.
+    """
+    names = [metric.name for metric in metrics]
+    if not names or len(set(names)) < len(names):
+        raise ExciseError(f"metrics {', '.join(names) or '(none)'}: name at least one, each once")
+    check_mode(loaded.model)
+    started = time.perf_counter()
+    plans = [metric.plan(loaded) for metric in metrics]
+    weights, words = model_hash(loaded.model), tokenizer_hash(loaded.tokenizer)
+    outcomes: dict[str, Outcome] = {}
+    for metric, plan in zip(metrics, plans, strict=True):
+        identity = {
+            "model": weights, "tokenizer": words, "metric": metric.name, "protocol": plan.protocol,
+            "units": plan.units, **plan.identity, **_numerics(loaded.model),
+            "architecture": _architecture(loaded.model),
+        }  # fmt: skip
+        for outcome in _measured(loaded, metric, plan, Store(cache, identity), progress):
+            if outcome.name in outcomes:
+                raise ExciseError(f"{outcome.name} was measured twice, by {metric.name} as well")
+            outcomes[outcome.name] = outcome
+    environment = {
+        "versions": versions(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 3),
+        **_numerics(loaded.model),
+    }
+    return Evaluation(loaded.name, weights, words, outcomes, environment, attribution)
+
+
+def _measured(
+    loaded: Loaded, metric: Metric, plan: Plan, store: Store, progress: bool
+) -> list[Outcome]:
+    todo = [index for index in range(len(plan.units)) if index not in store.rows]
+    try:
+        if todo:
+            for index, row in metric.rows(loaded, plan, todo, progress):
+                store.add(index, row)
+    except KeyboardInterrupt:
+        if not store.path:
+            raise
+        kept = f"{len(store.rows)} of {len(plan.units)} units of {metric.name} are kept"
+        raise KeyboardInterrupt(f"{kept}: the same command goes on from there") from None
+    if missing := [index for index in range(len(plan.units)) if index not in store.rows]:
+        raise ExciseError(
+            f"{metric.name}: {len(missing)} of {len(plan.units)} units were not measured"
+        )
+    return metric.outcomes(loaded, plan, [store.rows[i] for i in range(len(plan.units))])
+
+
+def _numerics(model: Any) -> dict[str, Any]:
+    """Return what changes the last bits of a number, or more, under equal weights."""
+    names = ("torch", "transformers")
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "library": {name: version for name, version in versions().items() if name in names},
+    }
+
+
+def _architecture(model: Any) -> dict[str, Any]:
+    """Return what makes other numbers of equal weights: how they are used, what ends a text."""
+    found = {}
+    for name in ("config", "generation_config"):
+        values = dict(getattr(model, name).to_dict())
+        for key in ("_name_or_path", "transformers_version", "architectures"):
+            values.pop(key, None)
+        found[name] = json.loads(json.dumps(values, default=str))
+    return found
+
+
+def default_cache() -> Path:
+    """Return where rows are kept: `eval` in `$EXCISE_CACHE`, or in `excise` in the user's cache."""
+    return cache_folder() / "eval"
+
+
+def forecast(loaded: Loaded, metrics: Sequence[Metric]) -> str:
+    """Say what an evaluation is about to do and how much memory it takes at most, roughly.
+
+    Counts weights, and for the largest pass its logits in the model's precision and in float32
+    with their softmax; activations and buffers are smaller than these for most models.
+    """
+    plans = [metric.plan(loaded) for metric in metrics]
+    weights = sum(p.nbytes for p in loaded.model.parameters())
+    vocabulary = loaded.model.config.vocab_size
+    pass_ = max(plan.tokens for plan in plans) * vocabulary * (loaded.model.dtype.itemsize + 8)
+    units = ", ".join(f"{m.name} {len(p.units)}" for m, p in zip(metrics, plans, strict=True))
+    return (
+        f"units: {units}; about {readable(weights + pass_)} "
+        f"({readable(weights)} of weights, {readable(pass_)} for the largest pass)"
+    )
+
+
+def prompt_hashes(texts: Sequence[str]) -> frozenset[str]:
+    """Return the hashes by which prompts are compared; see `Evaluation.reused`."""
+    return frozenset(map(text_hash, texts))
