@@ -4,7 +4,7 @@ Importing this package loads no torch: public names are looked up when first use
 
 >>> import excise
 >>> sorted(excise.__all__)[:3]
-['Batch', 'ExciseError', 'LRPScope']
+['Batch', 'Decoding', 'ExciseError']
 """
 
 from importlib import import_module
@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from .core.errors import ExciseError
     from .core.families import FAMILIES, Family, ModelView
     from .core.loading import load_model
-    from .eval.choice import choice_accuracy
-    from .eval.perplexity import perplexity
+    from .eval.choice import TaskAccuracy, choice_accuracy
+    from .eval.compare import compare
+    from .eval.gate import check_gate
+    from .eval.generation import Decoding
+    from .eval.perplexity import Perplexity, perplexity
+    from .eval.policy import read_policy
+    from .eval.repetition import Repetition
+    from .eval.report import Report
+    from .eval.run import evaluate
+    from .eval.scorers import get_scorer
+    from .eval.toxicity import Toxicity
     from .lrp.fitter import RelevanceFitter
     from .lrp.relevance import Relevance
     from .lrp.run import forecast, score
@@ -29,23 +38,34 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Batch": "core.data",
+    "Decoding": "eval.generation",
     "ExciseError": "core.errors",
     "FAMILIES": "core.families",
     "Family": "core.families",
     "LRPScope": "lrp.scope",
     "Mask": "prune.cut",
     "ModelView": "core.families",
+    "Perplexity": "eval.perplexity",
     "Prompt": "core.data",
     "Relevance": "lrp.relevance",
     "RelevanceFitter": "lrp.fitter",
+    "Repetition": "eval.repetition",
+    "Report": "eval.report",
     "Sample": "core.data",
+    "TaskAccuracy": "eval.choice",
+    "Toxicity": "eval.toxicity",
+    "check_gate": "eval.gate",
     "choice_accuracy": "eval.choice",
     "collate": "core.data",
+    "compare": "eval.compare",
     "encode_prompts": "core.data",
     "encode_texts": "core.data",
+    "evaluate": "eval.run",
+    "get_scorer": "eval.scorers",
     "ioi_prompts": "circuits.ioi",
     "load_model": "core.loading",
     "perplexity": "eval.perplexity",
+    "read_policy": "eval.policy",
     "forecast": "lrp.run",
     "score": "lrp.run",
     "select": "prune.cut",
@@ -58,7 +78,9 @@ __all__ = [  # noqa: RUF022  (grouped by room)
     "load_model",
     "LRPScope", "Relevance", "RelevanceFitter", "forecast", "score",
     "Mask", "select",
-    "choice_accuracy", "perplexity",
+    "Decoding", "Perplexity", "Repetition", "Report", "TaskAccuracy", "Toxicity",
+    "check_gate", "choice_accuracy", "compare", "evaluate", "get_scorer", "perplexity",
+    "read_policy",
     "ioi_prompts",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from . import options as shared
 if TYPE_CHECKING:
     from ..core.data import Sample
     from ..eval.choice import Choice
-    from ..eval.perplexity import Measure
+    from ..eval.statistics import Measure
 
 WINDOW, WINDOWS, CONTROLS = 512, 8, 3
 
@@ -121,12 +121,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _table(rows: list[Row]) -> str:
-    cells = [list(_HEADERS), *map(_cells, rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADERS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+    return shared.aligned(_HEADERS, list(map(_cells, rows)))
 
 
 def _draw(path: Path, relevance: Any, rows: list[Row], loaded: Any, sparsity: float) -> None:

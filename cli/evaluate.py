@@ -1,71 +1,300 @@
-"""excise eval: what models are worth."""
+"""excise eval: what models are worth, what an edit changed, and whether that is good enough."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import options as shared
 
 
-_TEXTS = (".txt", ".md", ".rst", ".text", ".json", ".jsonl", ".csv")
-"""File names that are meant as files even where there is none."""
+if TYPE_CHECKING:
+    from ..eval.outcome import Metric
+    from ..eval.report import Report
+    from ..eval.run import Evaluation
+
+GATE_NOT_MET = 3
+"""Exit code."""
 
 
 @click.command(
-    "eval", epilog="Example: excise eval cut --perplexity text.txt --window 512 --task ioi --json"
+    "eval",
+    epilog="Examples: excise eval cut --perplexity text.txt --window 512 --task ioi --json   |   "
+    "excise eval smollm2 cut --perplexity builtin --toxicity prompts.jsonl --repetition "
+    "--gate policy.yaml -o report",
 )
-@shared.model_options
-@click.option("--perplexity", help="A text file, a datasets id, or builtin.")
+@shared.models_options
+@click.option("--perplexity", metavar="TEXT", help="A text file, a datasets id, or builtin.")
+@click.option("--protocol", default="window", show_default=True, help="window, stride or document.")
 @click.option("--window", default=1024, show_default=True, help="Tokens per window.")
-@click.option("--limit", type=int, help="Use only the first windows.")
+@click.option("--limit", type=int, help="Use only the first windows or documents.")
+@click.option("--toxicity", metavar="PROMPTS", help="A prompts file, or a datasets id.")
+@click.option(
+    "--scorer", "scorers", multiple=True, default=("profanity",), show_default=True,
+    help="Judge of toxicity, may be repeated; see excise ls scorers.",
+)  # fmt: skip
+@click.option("--completions", default=25, show_default=True, help="Per prompt; 0 is greedy.")
+@click.option("--new-tokens", default=20, show_default=True, help="Per completion of --toxicity.")
+@click.option("--temperature", default=1.0, show_default=True, help="Of sampling.")
+@click.option("--top-p", default=0.9, show_default=True, help="Of nucleus sampling.")
+@click.option("--threshold", default=0.5, show_default=True, help="Score that counts as toxic.")
+@click.option("--max-prompts", type=int, help="Use only so many, drawn by the seed.")
+@click.option("--max-empty", default=0.2, show_default=True, help="Share of empty completions.")
+@click.option("--repetition", is_flag=True, help="Greedy completions of prompts that provoke it.")
 @click.option("--task", "tasks", multiple=True, help="Accuracy on a task; see excise ls tasks.")
 @click.option("--samples", default=128, show_default=True, help="Prompts per task.")
+@click.option("--zero-shot", multiple=True, metavar="TASK", help="An lm-eval task, by name.")
+@click.option("--zero-shot-folder", type=click.Path(path_type=Path), help="Local lm-eval tasks.")
+@click.option("--zero-shot-limit", type=int, help="Documents per task.")
+@click.option("--gate", type=click.Path(path_type=Path), help="A policy; exit code 3 if not met.")
+@click.option(
+    "--attribution", multiple=True, type=click.Path(path_type=Path),
+    help="Prompts that chose the edit; measuring them again fails the gate.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(1),
+    help="Windows, or completions, per pass.  [default: auto]",
+)  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Measure anew, keep nothing.")
+@click.option("--show-text", is_flag=True, help="Write what models wrote; it may offend.")
+@click.option("--dry-run", is_flag=True, help="Say what would be measured, and stop.")
 @shared.seed_option
+@shared.output_options
 @shared.json_option
 def command(
-    perplexity: str | None,
-    window: int,
-    limit: int | None,
-    tasks: tuple[str, ...],
-    samples: int,
-    seed: int,
+    models: tuple[str, ...],
+    gate: Path | None,
+    attribution: tuple[Path, ...],
+    no_cache: bool,
+    show_text: bool,
+    dry_run: bool,
+    output: Path | None,
+    overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure perplexity and task accuracy of MODEL."""
-    from dataclasses import asdict
+    """Measure one or more MODELs, the first of them the baseline of the others.
 
-    from ..circuits.tasks import task_prompts
-    from ..core.data import dataset_text, encode_prompts, read_text
+    Rows are kept by the content of weights, tokenizer, protocol and data, so an evaluation that
+    was stopped goes on where it was, and what was measured once is not measured again.
+    """
+    from ..core.artefact import check_output
+    from ..core.loading import load_model
+    from ..eval.gate import check_gate
+    from ..eval.policy import read_policy
+    from ..eval.report import Report
+    from ..eval.run import default_cache, evaluate, forecast
+
+    rules = read_policy(gate) if gate else []
+    chosen = frozenset().union(*map(_attribution, attribution))
+    if output:
+        check_output(output, overwrite)
+    loading = shared.loading(options)
+    metrics = _metrics(options)
+    found: list[Evaluation] = []
+    for name in models:
+        loaded = load_model(name, loading)
+        click.echo(f"{name}: {forecast(loaded, metrics)}", err=True)
+        if dry_run:
+            continue
+        evaluation = evaluate(
+            loaded, metrics, cache=None if no_cache else default_cache(), progress=True,
+            attribution=chosen | _recipe_prompts(name),
+        )  # fmt: skip
+        for outcome, count in evaluation.reused().items():
+            click.echo(f"warning: {count} texts of {outcome} chose the edit of {name}", err=True)
+        found.append(evaluation)
+        del loaded  # one model at a time
+    if dry_run:
+        return
+    baseline, *others = found
+    for other in others:
+        if other.model_hash == baseline.model_hash:
+            click.echo(f"warning: {other.model} has the weights of {baseline.model}", err=True)
+    gates = [check_gate(rules, e, baseline) for e in others] or [check_gate(rules, baseline)]
+    report = Report(tuple(found), tuple(gates) if gate else ())
+    if output:
+        _write(report, output, overwrite, show_text)
+    click.echo(json.dumps(report.to_json(), allow_nan=False) if as_json else _text(report, output))
+    if not report.passed:
+        missed = [c.name for g in report.gates for c in g.checks if not c.passed]
+        click.echo(f"excise: gate {gate} not met: {', '.join(missed)}", err=True)
+        sys.exit(GATE_NOT_MET)
+
+
+def _metrics(options: dict[str, Any]) -> "list[Metric]":
+    """Make what the options ask for, reading every file before a model is loaded."""
     from ..core.errors import ExciseError
-    from ..eval import perplexity as measured
-    from ..eval.choice import choice_accuracy
-    from ..eval.text import builtin_text
 
-    if perplexity is None and not tasks:
-        raise ExciseError("say what to measure: --perplexity FILE|HUB_ID|builtin or --task NAME")
-    text = None
-    if perplexity == "builtin":
-        text = builtin_text()
-    elif perplexity is not None:
-        local = Path(perplexity).is_file() or Path(perplexity).suffix in _TEXTS
-        most = None if limit is None else limit * window  # documents: each has a token at least
-        text = read_text(perplexity) if local else "\n\n".join(dataset_text(perplexity, most))
-    loaded = shared.load(options)
-    result: dict[str, Any] = {"model": loaded.name}
-    lines = []
-    if text is not None:
-        found = measured.perplexity(
-            loaded.model, loaded.tokenizer, text, window, limit, seed=seed, progress=True
+    options = dict(options)
+    made = [*_perplexity(options), *_toxicity(options), *_repetition(options), *_tasks(options)]
+    made += _zero_shot(options)
+    if not made:
+        raise ExciseError(
+            "say what to measure: --perplexity FILE|HUB_ID|builtin, --toxicity FILE, "
+            "--repetition, --task NAME or --zero-shot NAME"
         )
-        result["perplexity"] = {**asdict(found), "text": perplexity}
-        lines.append(f"perplexity  {found}  ({found.protocol}, {found.n} windows)")
-    for task in tasks:
-        prompts = task_prompts(task, loaded.tokenizer, samples, seed)
-        choice = choice_accuracy(loaded.model, encode_prompts(loaded.tokenizer, prompts))
-        result.setdefault("tasks", {})[task] = asdict(choice)
-        lines.append(f"{task} accuracy  {choice.accuracy}  ({choice.accuracy.n} prompts)")
-        lines.append(f"{task} logit difference  {choice.logit_difference}")
-    click.echo(json.dumps(result) if as_json else "\n".join(lines))
+    return made
+
+
+def _perplexity(options: dict[str, Any]) -> "list[Metric]":
+    from ..eval.perplexity import Perplexity
+    from ..eval.text import read_documents
+
+    source, limit, window = (options[name] for name in ("perplexity", "limit", "window"))
+    if source is None:
+        return []
+    most = None if limit is None else limit * window  # documents: each has a token at least
+    documents = read_documents(source, most, split=options["protocol"] == "document")
+    batch = options["batch_size"]
+    return [Perplexity(documents, options["protocol"], window, limit, batch, source)]
+
+
+def _toxicity(options: dict[str, Any]) -> "list[Metric]":
+    from ..eval.generation import Decoding
+    from ..eval.scorers import get_scorer
+    from ..eval.text import read_texts
+    from ..eval.toxicity import Toxicity
+
+    if options["toxicity"] is None:
+        return []
+    drawn = ("completions", "new_tokens", "temperature", "top_p", "seed")
+    decoding = Decoding(**{name: options[name] for name in drawn})
+    prompts = read_texts(options["toxicity"], ("prompt", "clean", "text"))
+    scorers = tuple(get_scorer(spec) for spec in options["scorers"])
+    return [
+        Toxicity(
+            prompts, decoding, options["max_prompts"], options["batch_size"] or 32,
+            options["max_empty"], scorers, options["threshold"],
+        )
+    ]  # fmt: skip
+
+
+def _repetition(options: dict[str, Any]) -> "list[Metric]":
+    from ..eval.repetition import Repetition
+
+    if not options["repetition"]:
+        return []
+    batch = options["batch_size"] or 32
+    return [Repetition(batch_size=batch, max_empty=options["max_empty"])]
+
+
+def _tasks(options: dict[str, Any]) -> "list[Metric]":
+    from functools import partial
+
+    from ..circuits.tasks import get_task, task_prompts
+    from ..eval.choice import TaskAccuracy
+
+    def generator(task: str) -> Any:
+        get_task(task)
+        return lambda tokenizer: task_prompts(task, tokenizer, options["samples"], options["seed"])
+
+    make = partial(TaskAccuracy, batch_size=options["batch_size"] or 16)
+    return [make(task, generator(task)) for task in options["tasks"]]
+
+
+def _zero_shot(options: dict[str, Any]) -> "list[Metric]":
+    if not options["zero_shot"]:
+        return []
+    from ..eval.zero_shot import ZeroShot
+
+    include, limit = options["zero_shot_folder"], options["zero_shot_limit"]
+    return [ZeroShot(task, include=include, limit=limit) for task in options["zero_shot"]]
+
+
+def _attribution(path: Path) -> frozenset[str]:
+    """Return the hashes of the prompts in a file, or of those a folder was made with."""
+    from ..core.errors import ExciseError
+    from ..eval.run import prompt_hashes
+    from ..eval.text import read_texts
+
+    if path.is_dir():
+        if found := _recipe_prompts(str(path)):
+            return found
+        raise ExciseError(
+            f"{path} does not say which prompts it was made with: "
+            "give --attribution the file that holds them"
+        )
+    return prompt_hashes(read_texts(str(path), ("prompt", "clean", "text")))
+
+
+def _recipe_prompts(model: str) -> frozenset[str]:
+    """Return the prompts' hashes that excise wrote beside a model or relevance, if any."""
+    from ..core.errors import ExciseError
+
+    found: set[str] = set()
+    for name in ("excise.json", "config.json"):
+        if (path := Path(model) / name).is_file():
+            try:
+                _collect(json.loads(path.read_text(encoding="utf-8")), found)
+            except ValueError as error:  # no UTF-8, no JSON
+                raise ExciseError(f"{path} cannot be read: {error}") from error
+    return frozenset(found)
+
+
+def _collect(value: Any, found: set[str]) -> None:
+    if isinstance(value, dict):
+        hashes = value.get("prompt_hashes")
+        found.update(hashes if isinstance(hashes, list) else ())
+        for inner in value.values():
+            _collect(inner, found)
+
+
+def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> None:
+    from ..core.artefact import SCHEMA, versions, whole_folder
+    from ..eval.gate import junit
+    from ..eval.report_page import report_page
+    from ..viz.page import write_page
+
+    with whole_folder(output, overwrite) as folder:
+        head = {"schema": SCHEMA, "kind": "evaluation", "versions": versions()}
+        names = [evaluation.model for evaluation in report.evaluations]
+        (folder / "config.json").write_text(json.dumps({**head, "models": names}, indent=2) + "\n")
+        content = json.dumps(report.to_json(), indent=2, allow_nan=False)
+        (folder / "report.json").write_text(content + "\n")
+        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_page(folder / "report.html", report_page(report, show_text))
+        if report.gates:
+            (folder / "junit.xml").write_text(junit(report.gates), encoding="utf-8")
+        for number, evaluation in enumerate(report.evaluations, 1):
+            _write_units(evaluation, folder / "units" / f"{number}", show_text)
+
+
+def _write_units(evaluation: "Evaluation", folder: Path, show_text: bool) -> None:
+    """Write per-unit values, a JSONL file per outcome, the model's name in each row."""
+    from ..eval.report import finite
+
+    folder.mkdir(parents=True)
+    for name, outcome in evaluation.outcomes.items():
+        columns = {key: values.tolist() for key, values in outcome.columns.items()}
+        if show_text:
+            columns.update(outcome.texts)
+        safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)[:80]
+        if (folder / f"{safe}.jsonl").exists():  # two scorers, one of a-b and one of a/b
+            safe = f"{safe}-{sum(1 for _ in folder.iterdir())}"
+        with (folder / f"{safe}.jsonl").open("w", encoding="utf-8") as file:
+            for index, unit in enumerate(outcome.units):
+                row = {key: finite(values[index]) for key, values in columns.items()}
+                file.write(json.dumps({"model": evaluation.model, "unit": unit, **row}) + "\n")
+
+
+def _text(report: "Report", output: Path | None) -> str:
+    """Render for a terminal."""
+    from ..eval.report import caveats, changes_table, measured_table
+    from .options import aligned
+
+    parts = [aligned(*measured_table(report.evaluations))]
+    for name, outcome in report.evaluations[0].outcomes.items():
+        parts.append(f"{name}: {outcome.protocol} ({outcome.headline.n} units)")
+    for other, found in report.comparisons:
+        parts.append(f"\n{other.model} against {report.evaluations[0].model}")
+        parts.append(aligned(*changes_table(found)))
+    parts += [f"note: {text}" for text in caveats(report)[1:]]
+    for gate in report.gates:
+        parts.append(f"\ngate {'met' if gate.passed else 'NOT met'}: {gate.model}")
+        parts += [str(check) for check in gate.checks]
+    if output:
+        parts.append(f"written to {output}; look at {output / 'report.html'}")
+    return "\n".join(parts)

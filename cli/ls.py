@@ -7,7 +7,7 @@ import click
 from . import options as shared
 
 
-KINDS = ("families", "methods", "targets", "tasks", "aggregates")
+KINDS = ("families", "methods", "targets", "tasks", "aggregates", "scorers", "rules")
 
 
 def table(kind: str) -> dict[str, str]:
@@ -28,6 +28,14 @@ def table(kind: str) -> dict[str, str]:
         from ..lrp.methods import AGGREGATES
 
         return {str(name): words for name, words in AGGREGATES.items()}
+    if kind == "scorers":
+        from ..eval.scorers import SCORERS
+
+        return SCORERS
+    if kind == "rules":
+        from ..eval.policy import BOUNDS
+
+        return BOUNDS
     from ..circuits.tasks import TASKS
 
     return {name: (make.__doc__ or "").splitlines()[0] for name, make in TASKS.items()}
@@ -37,7 +45,7 @@ def table(kind: str) -> dict[str, str]:
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @shared.json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List what exists: families, methods, targets, tasks or aggregates."""
+    """List what exists: families, methods, targets, tasks, aggregates, scorers, gate rules."""
     found = {name: table(name) for name in ([kind] if kind else KINDS)}
     if as_json:
         click.echo(json.dumps(found))

@@ -15,9 +15,9 @@ from ..core.errors import ExciseError
 VERBS = {
     "score": "Score heads, neurons, tokens and weights on reference data.",
     "prune": "Cut the least relevant components and write a plain model folder.",
-    "eval": "Measure perplexity and task accuracy of models.",
+    "eval": "Measure models, compare them, and decide by a gate.",
     "show": "Print the top components of a relevance, or draw them as a page.",
-    "ls": "List families, methods, targets and tasks.",
+    "ls": "List families, methods, targets, tasks, scorers and gate rules.",
     "env": "Print versions and devices, for bug reports.",
     "demo": "Score, cut, control and measure the embedded model; write one page.",
 }
@@ -53,7 +53,8 @@ class _Verbs(click.Group):
             click.echo(f"excise: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as stop:
-            click.echo(f"excise: interrupted; {stop or 'nothing half-written is left'}", err=True)
+            said = str(stop) or "nothing half-written is left"
+            click.echo(f"excise: interrupted; {said}", err=True)
             sys.exit(130)
 
 

@@ -12,7 +12,7 @@ from ..core.errors import ExciseError
 
 if TYPE_CHECKING:
     from ..core.data import Prompt, Sample
-    from ..core.loading import Loaded
+    from ..core.loading import Loaded, LoadOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -28,8 +28,7 @@ def stack(*decorators: Decorator) -> Decorator:
     return apply
 
 
-model_options = stack(
-    click.argument("model", metavar="MODEL"),
+_loading_options = stack(
     click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, ..."),
     click.option("--device", help="As in cpu, cuda:0.  [default: the first GPU, or the CPU]"),
@@ -38,7 +37,12 @@ model_options = stack(
     click.option("--load-in-8bit", is_flag=True, help="Quantise with bitsandbytes."),
     click.option("--allow-pickle", is_flag=True, help="Accept .bin weights; they can run code."),
 )
-"""MODEL and how to load it."""
+"""How to load a model."""
+
+model_options = stack(click.argument("model", metavar="MODEL"), _loading_options)
+models_options = stack(
+    click.argument("models", metavar="MODEL...", nargs=-1, required=True), _loading_options
+)
 
 output_options = stack(
     click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write."),
@@ -67,12 +71,28 @@ seed_option = click.option(
 
 def load(options: dict[str, Any]) -> "Loaded":
     """Load the model that the options name; takes its options out of the dictionary."""
+    from ..core.loading import load_model
+
+    return load_model(options.pop("model"), loading(options))
+
+
+def loading(options: dict[str, Any]) -> "LoadOptions":
+    """Return how to load; takes its options out of the dictionary."""
     from dataclasses import fields
 
-    from ..core.loading import LoadOptions, load_model
+    from ..core.loading import LoadOptions
 
-    chosen = {field.name: options.pop(field.name) for field in fields(LoadOptions)}
-    return load_model(options.pop("model"), LoadOptions(**chosen))
+    return LoadOptions(**{field.name: options.pop(field.name) for field in fields(LoadOptions)})
+
+
+def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render a table for a terminal: columns as wide as their widest cell."""
+    lines = [headers, *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(headers))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 @dataclass(frozen=True)
@@ -108,21 +128,29 @@ class Source:
         Raises:
             ExciseError: The source is missing, empty or unfit for the target.
         """
-        from ..core.data import (
-            dataset_text,
-            encode_continuations,
-            encode_prompts,
-            encode_texts,
-            read_text,
-        )
+        from ..core.data import encode_continuations, encode_prompts, encode_texts
 
         if self.kind in ("task", "prompts"):
             prompts = self._prompts(tokenizer)
             encode = encode_continuations if target == "continuation" else encode_prompts
             return encode(tokenizer, prompts)
-        limit = self.n * 50  # documents: enough for n samples of most texts
-        texts = [read_text(self.name)] if self.kind == "text" else dataset_text(self.name, limit)
-        return encode_texts(tokenizer, texts, self.n, self.length)
+        return encode_texts(tokenizer, self._texts(), self.n, self.length)
+
+    def prompt_hashes(self, tokenizer: Any) -> list[str]:
+        """Return hashes of prompts or lines, by which an evaluation knows them again."""
+        from ..core.data import line_hashes, text_hash
+
+        if self.kind not in ("task", "prompts"):
+            return sorted({line for text in self._texts() for line in line_hashes(text)})
+        return [text_hash(prompt.clean) for prompt in self._prompts(tokenizer)]
+
+    def _texts(self) -> list[str]:
+        from ..core.data import dataset_text, read_text
+
+        # documents: enough for n samples of most texts
+        return (
+            [read_text(self.name)] if self.kind == "text" else dataset_text(self.name, self.n * 50)
+        )
 
     def _prompts(self, tokenizer: Any) -> "Sequence[Prompt]":
         from ..circuits.tasks import task_prompts

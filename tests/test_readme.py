@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from excise.cli.main import group
 from excise.core.families import FAMILIES
+from excise.eval.policy import parse_policy
 from excise.lrp.methods import METHODS
 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 USE = README.split("<!-- every command from here on", 1)[1]
 
 
@@ -29,18 +32,53 @@ def test_commands_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
+    pytest.importorskip("profanity_check")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
     lines = "\n".join(blocks("sh")).replace("smollm2", str(tiny_folder(kind))).splitlines()
     assert sum(line.startswith("excise ") for line in lines) >= 9
     for line in lines:
         if line.startswith("excise "):  # in this process: imports take longer than the commands
-            group(shlex.split(line)[1:], standalone_mode=False)
+            run(shlex.split(line)[1:])
         else:
             line = re.sub("^python ", f"{sys.executable} ", line)
             subprocess.run(["bash", "-e", "-c", line], check=True)
     assert "<svg" in Path("ioi.html").read_text()
+    assert "Gate not met" in Path("report/report.html").read_text()
     for folder in ("ioi", "mine", "weights", "cut", "sparse"):
         assert Path(folder, "config.json").is_file()
+
+
+def run(arguments: list[str]) -> None:
+    if "--gate" not in arguments:
+        group(arguments, standalone_mode=False)
+        return
+    random_models_say_little = ["--max-empty", "1"]
+    with pytest.raises(SystemExit, match="3"):  # the README says so
+        group([*arguments, *random_models_say_little], standalone_mode=False)
+
+
+def test_evaluation_docs_run(
+    tiny_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    pytest.importorskip("evaluate")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    code = "\n".join(re.findall(r"```python\n(.*?)```", EVALUATION, re.DOTALL))
+    for name, kind in (("smollm2", "llama-gqa"), ("cut", "llama-mha")):
+        code = code.replace(f'"{name}"', repr(str(tiny_folder(kind))))
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert "perplexity.token_perplexity" in said
+    assert "unique_token_ratio_ci" in said
+
+
+def test_the_policy_in_the_docs_is_one():
+    (policy,) = re.findall(r"```yaml\n(.*?)```", EVALUATION, re.DOTALL)
+    assert [rule.name for rule in parse_policy(yaml.safe_load(policy))] == [
+        "perplexity.max_increase", "perplexity.equivalence", "toxicity.min_decrease",
+        "repetition.max_decrease", "tasks.*.max_decrease", "zero_shot.arc_easy.max_decrease",
+    ]  # fmt: skip
 
 
 def test_python_runs(tiny_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):

@@ -10,6 +10,20 @@ from click.testing import CliRunner, Result
 from excise.circuits.ioi import ioi_prompts
 
 
+@pytest.fixture(autouse=True)
+def own_cache(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path | None:
+    """Keep the user's cache out of every test but those of the embedded model, which is in it."""
+    if "smollm2" in request.fixturenames:
+        return None
+    path = tmp_path_factory.mktemp("cache") / "excise"
+    monkeypatch.setenv("EXCISE_CACHE", str(path))
+    return path
+
+
 @pytest.fixture
 def excise() -> Callable[..., Result]:
     """Return `excise("verb", ...)`, which runs in this process; a crash fails the test."""

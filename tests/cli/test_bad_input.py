@@ -80,6 +80,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 SCORE = "score {model} --prompts {prompts} -o {out}"
 TEXT = "score {model} --text {text} -o {out}"
+TOXIC = "eval {model} --toxicity {prompts} --scorer words:{text}"
 PRUNE = "prune {model} --relevance {relevance} --sparsity 0.3 -o {out}"
 
 CASES = [
@@ -125,6 +126,31 @@ CASES = [
     ("eval {model} --perplexity {text} --window 513", "513"),
     ("eval {model} --perplexity {text} --window 64 --limit 0", "limit is 0"),
     ("eval {model} --perplexity {bare} --window 64", "tokens"),
+    ("eval {model} --perplexity {text} --protocol widow", "'window'"),
+    ("eval {model} --perplexity {empty}", "{empty}"),
+    ("eval {model} --repetition --max-empty 1.5", "max_empty is 1.5"),
+    ("eval {model} --repetition --max-empty nan", "max_empty is nan"),
+    (TOXIC.replace("{prompts}", "{missing}.jsonl"), "{missing}"),
+    (TOXIC.replace("{prompts}", "{empty}"), "{empty}"),
+    (TOXIC + " --scorer profanty", "'profanity'"),
+    (TOXIC + " --scorer words:{missing}", "{missing}"),
+    (TOXIC + " --scorer words:{text}", "each one once"),
+    (TOXIC + " --completions -1", "completions is -1"),
+    (TOXIC + " --new-tokens 0", "new_tokens is 0"),
+    (TOXIC + " --new-tokens 600", "positions"),
+    (TOXIC + " --temperature nan", "temperature is nan"),
+    (TOXIC + " --top-p 1.5", "top_p is 1.5"),
+    (TOXIC + " --threshold 0", "threshold is 0"),
+    (TOXIC + " --max-prompts 0", "limit is 0"),
+    (TOXIC + " --gate {missing}", "{missing}"),
+    (TOXIC + " --gate {binary}", "UTF-8"),
+    (TOXIC + " --gate {broken}", "{broken}"),
+    (TOXIC + " --attribution {missing}", "{missing}"),
+    (TOXIC + " --attribution {model}", "{model} does not say which prompts"),
+    (TOXIC + " -o {taken}", "{taken}"),
+    (TOXIC + " -o {relevance}", "{relevance}"),
+    (TOXIC.replace("{model}", "{missing}"), "{missing}"),
+    (TOXIC.replace("{model}", "{cut_model}"), "{cut_model}"),
     (SCORE + " --task ioi", "--task and --prompts"),
     ("score {model} -o {out}", "--prompts"),
     # where it goes

@@ -124,25 +124,11 @@ def test_prune(
     assert excise("eval", out, "--task", "ioi", "--samples", 4).exit_code == 0
 
 
-@both
-def test_eval(excise: Run, tiny_folder: Folder, text_file: Path, kind: str):
-    arguments = ("eval", tiny_folder(kind), "--perplexity", text_file, "--window", 64)
-    arguments = (*arguments, "--task", "ioi", "--samples", 10)
-    result = excise(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    printed = json.loads(result.stdout)
-    perplexity, choice = printed["perplexity"], printed["tasks"]["ioi"]
-    assert perplexity.keys() == {"value", "ci", "n", "protocol", "text"}
-    assert perplexity["ci"][0] <= perplexity["value"] <= perplexity["ci"][1]
-    assert choice["accuracy"]["n"] == 10
-    assert 0 <= choice["accuracy"]["ci"][0] <= choice["accuracy"]["value"] <= 1
-    assert excise(*arguments, "--json").stdout == result.stdout  # equal seeds, equal numbers
-    assert "ioi logit difference" in excise(*arguments).stdout
-
-
 def test_ls_reads_the_tables(excise: Run):
     from excise.circuits.tasks import TASKS
     from excise.core.families import FAMILIES
+    from excise.eval.policy import BOUNDS
+    from excise.eval.scorers import SCORERS
     from excise.lrp.methods import AGGREGATES, METHODS
     from excise.lrp.targets import SUMMARIES, TARGETS
 
@@ -152,6 +138,8 @@ def test_ls_reads_the_tables(excise: Run):
         "targets": TARGETS,
         "tasks": TASKS,
         "aggregates": AGGREGATES,
+        "scorers": SCORERS,
+        "rules": BOUNDS,
     }
     assert TARGETS.keys() == SUMMARIES.keys()
     printed = json.loads(excise("ls", "--json").stdout)
