@@ -1,0 +1,159 @@
+"""What calibration leaves of one linear layer, and the fitter for the part its inputs decide."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..core.errors import ExciseError
+
+
+@dataclass(frozen=True, eq=False)
+class LinearStatistics:
+    """Sums over the calibration tokens of one linear layer `y = W x`; those gathered are there.
+
+    Everything is a plain sum, so statistics of several processes may be added. `x` (in,) is the
+    layer's input at one token, `g` (out,) the gradient at its output, `w` the weight. Gradients
+    are the model's own ("plain") or come through relevance rules ("LRP").
+    """
+
+    tokens: int
+    """Tokens seen, padding left out."""
+    input_square: Float[Tensor, "in"] | None = None
+    """Sum of `x_j^2`."""
+    input_sum: Float[Tensor, "in"] | None = None
+    """Sum of `x_j`."""
+    gram: Float[Tensor, "in in"] | None = None
+    """Sum of `x_i x_j`: the Hessian, up to a factor, of the layer's output error."""
+    gradient: Float[Tensor, "out in"] | None = None
+    """Sum of `g_i x_j`, plain: the gradient of the summed loss by the weight."""
+    fisher: Float[Tensor, "out in"] | None = None
+    """Sum of `(x_j g_i)^2`, plain: squared at each token, before summing."""
+    lrp_signed: Float[Tensor, "out in"] | None = None
+    """Sum of the weight's relevance `w_ij x_j g_i`, LRP: opposite signs cancel."""
+    lrp_abs: Float[Tensor, "out in"] | None = None
+    """Sum over samples of the size of the weight's relevance, LRP: cancels within samples."""
+    lrp_square: Float[Tensor, "out in"] | None = None
+    """Sum of `(x_j g_i)^2`, LRP, without the weight."""
+    lrp_input_square: Float[Tensor, "in"] | None = None
+    """Sum of `r_t x_j^2`, where `r_t` weighs token t by its relevance."""
+    name: str = ""
+    """The layer, for messages and as part of what seeds the criterion `random`."""
+    seed: int = 0
+    """Seeds the criterion `random`, together with the name."""
+
+
+class LinearFitter:
+    """Sum over a linear layer's inputs, batch by batch; how they are batched makes no difference.
+
+    Args:
+        in_features: Width of the inputs.
+        gram: Whether to gather the products of all pairs of inputs: `in_features^2` numbers, and
+            far more work than the rest.
+        weigh_gram: Whether tokens count in `gram` by their weight, for a relevance-weighted
+            update. Measured, it hurts: perplexity 45.6 instead of 43.1 (SmolLM2-135M, 50 %).
+        dtype: Of the sums, float32 or float64; inputs are converted before anything is squared.
+        device: Where the sums are; inputs are moved there.
+        name: The layer, for messages.
+
+    Raises:
+        ExciseError: A dtype too narrow for sums.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        gram: bool = True,
+        weigh_gram: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        name: str = "",
+    ):
+        if dtype not in (torch.float32, torch.float64):
+            raise ExciseError(f"sums in {dtype} lose tokens: use torch.float32 or torch.float64")
+        self.name, self.tokens = name, 0
+        self.weigh_gram = weigh_gram
+        self._square = torch.zeros(in_features, dtype=dtype, device=device)
+        self._sum = torch.zeros_like(self._square)
+        self._weighted: Tensor | None = None
+        self._gram = self._square.new_zeros(in_features, in_features) if gram else None
+
+    @torch.no_grad()
+    def update(
+        self,
+        x: Float[Tensor, "*batch in"],
+        mask: Bool[Tensor, "*batch"] | None = None,
+        weights: Float[Tensor, "*batch"] | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            x: Inputs of the layer, any batch dimensions.
+            mask: True at tokens that count; what is elsewhere, even NaN, has no influence.
+            weights: At least 0, one per token, for `lrp_input_square` (and the gram matrix, if
+                asked for); in every batch or in none.
+
+        Raises:
+            ExciseError: Shapes that do not fit, weights below 0 or not finite, or weights in some
+                batches only. Nothing was added then.
+        """
+        width = len(self._square)
+        if x.shape[-1] != width:
+            raise ExciseError(f"{self._who} reads {width} inputs, this batch has {x.shape[-1]}")
+        for what, given in (("mask", mask), ("weights", weights)):
+            if given is not None and given.shape != x.shape[:-1]:
+                raise ExciseError(
+                    f"{what} of {self._who} is {tuple(given.shape)}: give one value per token, "
+                    f"{tuple(x.shape[:-1])}"
+                )
+        chosen = (..., slice(None)) if mask is None else mask.to(x.device)
+        flat = x[chosen].reshape(-1, width).to(self._square)
+        self._add_weighted(flat, weights, mask)
+        self.tokens += len(flat)
+        self._sum += flat.sum(0)
+        self._square += flat.square().sum(0)
+        if self._gram is not None and not self.weigh_gram:
+            self._gram.addmm_(flat.T, flat)
+
+    def result(self) -> LinearStatistics:
+        """Return the sums so far; later updates do not change them.
+
+        Raises:
+            ExciseError: There were no tokens, or inputs were not finite.
+        """
+        if not self.tokens:
+            raise ExciseError(f"{self._who} saw no tokens: calibrate with at least one")
+        if not bool(self._square.isfinite().all()):
+            raise ExciseError(f"inputs of {self._who} are NaN or infinite: use --dtype float32")
+        return LinearStatistics(
+            self.tokens,
+            input_square=self._square.clone(),
+            input_sum=self._sum.clone(),
+            gram=None if self._gram is None else self._gram.clone(),
+            lrp_input_square=None if self._weighted is None else self._weighted.clone(),
+            name=self.name,
+        )
+
+    @property
+    def _who(self) -> str:
+        return self.name or "the layer"
+
+    def _add_weighted(self, flat: Tensor, weights: Tensor | None, mask: Tensor | None) -> None:
+        if weights is None:
+            if self._weighted is not None or self.weigh_gram:
+                raise ExciseError(f"{self._who} needs token weights in every batch")
+            return
+        if self._weighted is None and self.tokens:
+            raise ExciseError(f"{self._who} had no token weights in earlier batches")
+        counted = weights if mask is None else weights[mask.to(weights.device)]
+        counted = counted.reshape(-1, 1).to(flat)
+        if not bool(((counted >= 0) & counted.isfinite()).all()):
+            raise ExciseError("token weights are below 0 or not finite: give sizes of relevance")
+        weighted = flat * counted
+        if self._weighted is None:
+            self._weighted = torch.zeros_like(self._sum)
+        self._weighted += (weighted * flat).sum(0)
+        if self._gram is not None and self.weigh_gram:
+            self._gram.addmm_(weighted.T, flat)
