@@ -14,6 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,13 +210,17 @@ def main() -> None:
     parser.add_argument("--prompts", help="File of prompts for it.")
     parser.add_argument("--n-prompts", type=int, default=100)
     parser.add_argument("--completions", type=int, default=20, help="Recorded per prompt.")
-    parser.add_argument("--save", help="Write the recorded scores here, as JSON.")
+    parser.add_argument("--scores", type=Path, help="JSON file that keeps the recorded scores.")
     options = parser.parse_args()
     if options.model:
-        scores = generate(options.model, options.prompts, options.n_prompts, options.completions)
-        if options.save:
-            with open(options.save, "w") as file:  # noqa: PTH123
-                json.dump(scores.tolist(), file)
+        kept: Path | None = options.scores
+        if kept and kept.is_file():
+            scores = np.array(json.loads(kept.read_text()))
+        else:
+            asked = (options.model, options.prompts, options.n_prompts, options.completions)
+            scores = generate(*asked)
+        if kept:
+            kept.write_text(json.dumps(scores.tolist()))
         for k in (1, 5):
             name = f"{options.model}, {len(scores)} prompts x {k} completions"
             alarms(name, recorded(scores, k), options.repetitions)
