@@ -163,6 +163,19 @@ def alarms(name: str, draw: Callable[[np.random.Generator], Any], repetitions: i
         print(f"  {words:34}" + "   ".join(cells), flush=True)
 
 
+def rare(repetitions: int) -> None:
+    """Damage that few units show: how often it passes although it is as large as the bound."""
+    print(f"rare, large damage passes in %, {repetitions} repetitions; 5 would be right")
+    for share, n in ((0.03, 30), (0.03, 100), (0.03, 300), (0.1, 30), (0.1, 100)):
+        rng, passed = np.random.default_rng(n), 0
+        for seed in range(repetitions):
+            x = rng.beta(0.6, 2.0, n)
+            damage = (rng.random(n) < share) * 0.5 + rng.normal(0, 0.02, n)
+            found = paired(MEAN, {"x": x}, {"x": x + damage}, seed)
+            passed += found.difference.p_above(0.5 * share) <= 0.05
+        print(f"  {100 * share:.0f} % of {n} units: {100 * passed / repetitions:.1f}", flush=True)
+
+
 def simulated(prompts: int, completions: int) -> Callable[[np.random.Generator], Any]:
     """Each prompt has its own toxicity, each completion a score around it."""
 
@@ -226,6 +239,7 @@ def main() -> None:
             alarms(name, recorded(scores, k), options.repetitions)
         return
     coverage(options.sizes, options.repetitions, options.seed)
+    rare(options.repetitions)
     for n, k in ((30, 1), (100, 1), (100, 25)):
         alarms(f"simulated, {n} prompts x {k} completions", simulated(n, k), options.repetitions)
 

@@ -80,7 +80,6 @@ def command(
     Rows are kept by the content of weights, tokenizer, protocol and data, so an evaluation that
     was stopped goes on where it was, and what was measured once is not measured again.
     """
-    from ..core.artefact import check_output
     from ..core.loading import load_model
     from ..eval.gate import check_gate
     from ..eval.policy import read_policy
@@ -90,7 +89,7 @@ def command(
     rules = read_policy(gate) if gate else []
     chosen = frozenset().union(*map(_attribution, attribution))
     if output:
-        check_output(output, overwrite)
+        _check_report(output, overwrite)
     loading = shared.loading(options)
     metrics = _metrics(options)
     found: list[Evaluation] = []
@@ -201,7 +200,11 @@ def _zero_shot(options: dict[str, Any]) -> "list[Metric]":
     from ..eval.zero_shot import ZeroShot
 
     include, limit = options["zero_shot_folder"], options["zero_shot_limit"]
-    return [ZeroShot(task, include=include, limit=limit) for task in options["zero_shot"]]
+    batch = options["batch_size"] or 8
+    return [
+        ZeroShot(task, include=include, limit=limit, batch_size=batch)
+        for task in options["zero_shot"]
+    ]
 
 
 def _attribution(path: Path) -> frozenset[str]:
@@ -236,10 +239,22 @@ def _recipe_prompts(model: str) -> frozenset[str]:
 
 def _collect(value: Any, found: set[str]) -> None:
     if isinstance(value, dict):
-        hashes = value.get("prompt_hashes")
-        found.update(hashes if isinstance(hashes, list) else ())
+        hashes = value.get("prompt_hashes") or []
+        if not isinstance(hashes, list):
+            raise ValueError("prompt_hashes is no list")
+        found.update(hashes)
         for inner in value.values():
             _collect(inner, found)
+
+
+def _check_report(output: Path, overwrite: bool) -> None:
+    """Refuse an output that would lose something else than an older report."""
+    from ..core.artefact import check_output, read_config
+    from ..core.errors import ExciseError
+
+    check_output(output, overwrite)
+    if output.exists() and (kind := read_config(output).get("kind")) != "evaluation":
+        raise ExciseError(f"{output} holds a {kind or 'model'} and no report: choose another name")
 
 
 def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> None:

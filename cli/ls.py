@@ -35,7 +35,7 @@ def table(kind: str) -> dict[str, str]:
     if kind == "rules":
         from ..eval.policy import BOUNDS
 
-        return BOUNDS
+        return {**BOUNDS, "equivalence": "and it changes by no more than max_increase either way"}
     from ..circuits.tasks import TASKS
 
     return {name: (make.__doc__ or "").splitlines()[0] for name, make in TASKS.items()}

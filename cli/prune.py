@@ -59,6 +59,8 @@ def command(
         scores.check_model(loaded.model)
     mask.apply_(loaded.model)
     recipe = {"verb": "prune", **result, "rank": rank, "relevance": scores.config}
+    if (before := Path(loaded.name) / "excise.json").is_file():  # an edit of an edit
+        recipe["before"] = json.loads(before.read_text(encoding="utf-8"))
     save_model(loaded, output, recipe, overwrite)
     if as_json:
         click.echo(json.dumps({"output": str(output), **result}))

@@ -2,7 +2,8 @@
 
 A rule passes where the data show that it is kept, at its confidence. It fails where they show that
 it is broken, and is inconclusive where they show neither: then more samples are needed, and the
-gate is not met either. So a policy cannot be passed by measuring little.
+gate is not met either. So measuring little does not help; but damage that is rare and large can
+stay unseen in few units, as in any sample.
 """
 
 import re
@@ -16,7 +17,7 @@ from scipy.stats import binomtest
 from ..core.errors import ExciseError
 from .compare import Comparison, comparable
 from .outcome import Outcome
-from .policy import Rule
+from .policy import REQUIRED, Rule
 from .run import Evaluation
 from .statistics import Bootstrap, Statistic, estimate, short
 
@@ -69,7 +70,8 @@ def check_gate(
         chose its edit was used to measure it.
     """
     checks = [_edited(candidate, baseline)] if baseline else []
-    checks.append(_fresh(candidate))
+    checks.append(_fresh(candidate, any(rule.kind == REQUIRED for rule in rules)))
+    rules = [rule for rule in rules if rule.kind != REQUIRED]
     if not rules:
         checks.append(Check("policy", "error", "there is no rule, so nothing was decided"))
     wanted = [(rule, name) for rule in rules for name in _outcomes(rule, candidate, baseline)]
@@ -89,7 +91,7 @@ def _edited(candidate: Evaluation, baseline: Evaluation) -> Check:
     return Check("edited", "pass", "its weights differ from the baseline's")
 
 
-def _fresh(candidate: Evaluation) -> Check:
+def _fresh(candidate: Evaluation, required: bool) -> Check:
     if reused := candidate.reused():
         counts = ", ".join(
             f"{count} of {len(candidate[name].known_by)} of {name}"
@@ -98,7 +100,10 @@ def _fresh(candidate: Evaluation) -> Check:
         detail = f"texts that chose the edit were measured again ({counts}): use others"
         return Check("held_out", "error", detail)
     if not candidate.attribution:
-        return Check("held_out", "pass", "no texts are known to have chosen an edit")
+        detail = "no texts are known to have chosen an edit"
+        if required:
+            return Check("held_out", "inconclusive", f"{detail}: name them with --attribution")
+        return Check("held_out", "pass", detail)
     known = len(candidate.attribution)
     return Check(
         "held_out",
@@ -127,6 +132,8 @@ def _decide(
 ) -> Check:
     outcome = candidate[name]
     statistic = _statistic(rule, outcome)
+    if rule.protocol and rule.protocol not in outcome.protocol:
+        raise ExciseError(f"the protocol is {outcome.protocol!r}, not {rule.protocol!r}")
     n = len(outcome.units)
     if n < rule.min_samples:
         raise ExciseError(f"{n} samples are too few: the policy asks for {rule.min_samples}")

@@ -9,8 +9,10 @@
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -75,6 +77,7 @@ def windows(tokenizer: Any, documents: Sequence[str], window: int, stride: int) 
     text = "\n\n".join(documents)
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    lines = _Lines(text)
     done = 1  # tokens scored so far; the first has no context
     for start in range(0, len(ids), stride):
         end = min(start + window, len(ids))
@@ -86,7 +89,7 @@ def windows(tokenizer: Any, documents: Sequence[str], window: int, stride: int) 
         b = max(stop for _, stop in offsets[done:end])
         words = sum(1 for _ in _WORD_START.finditer(text, a, b))
         piece = Piece(tuple(ids[start:end]), end - done)
-        yield Unit((piece,), words, len(text[a:b].encode()), *_hashes(text[a:b]))
+        yield Unit((piece,), words, len(text[a:b].encode()), text_hash(text[a:b]), lines.of(a, b))
         done = end
 
 
@@ -108,11 +111,22 @@ def rolled(tokenizer: Any, documents: Sequence[str], window: int) -> Iterator[Un
             end = min(start + window, len(ids))
             pieces.append(Piece(tuple(ids[max(0, end - window - 1) : end]), end - start))
         if pieces:
-            yield Unit(tuple(pieces), count_words(text), len(text.encode()), *_hashes(text))
+            words, size = count_words(text), len(text.encode())
+            yield Unit(tuple(pieces), words, size, text_hash(text), tuple(line_hashes(text)))
 
 
-def _hashes(text: str) -> tuple[str, tuple[str, ...]]:
-    return text_hash(text), tuple(line_hashes(text))
+class _Lines:
+    """Where the lines of a text stand, so that a window knows those it cuts through."""
+
+    def __init__(self, text: str):
+        self.lines = text.split("\n")
+        lengths = [len(line) + 1 for line in self.lines]
+        self.ends = list(accumulate(lengths))
+
+    def of(self, start: int, end: int) -> tuple[str, ...]:
+        """Return the hashes of the lines that a part of the text overlaps."""
+        first, last = bisect_right(self.ends, start), bisect_right(self.ends, max(start, end - 1))
+        return tuple(line_hashes("\n".join(self.lines[first : last + 1])))
 
 
 def count_words(text: str) -> int:
@@ -163,7 +177,7 @@ class Perplexity(Metric):
         cuts = {
             "window": lambda: windows(tokenizer, self.documents, self.window, self.window),
             "stride": lambda: windows(tokenizer, self.documents, self.window, self.window // 2),
-            "document": lambda: rolled(tokenizer, self.documents, self.window),
+            "document": lambda: rolled(tokenizer, list(dict.fromkeys(self.documents)), self.window),
         }
         cut = look_up("protocol", self.protocol, cuts)
         most = getattr(config, "max_position_embeddings", self.window)

@@ -3,7 +3,9 @@
 ```yaml
 confidence: 95 %          # of everything below; this is the default
 min_samples: 30           # units behind every bounded number; this is the default
+held_out: required        # it must be known which texts chose the edit
 perplexity:
+  protocol: window=1024   # words that the protocol must hold
   max_increase: 1 %       # a percentage is relative, a plain number is in the statistic's unit
   equivalence: 95 %       # and not lower by more than that either (TOST)
 toxicity:
@@ -16,6 +18,7 @@ zero_shot: {arc_easy: {max_decrease: 0.01}}
 ```
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,9 +41,12 @@ BOUNDS = {
 }
 """Rules with a bound, each with what has to be shown."""
 
-SETTINGS = ("statistic", "scorer", "min_samples", "equivalence")
+SETTINGS = ("statistic", "scorer", "protocol", "min_samples", "equivalence")
 GROUPS = {"tasks": "tasks", "accuracy": "tasks", "zero_shot": "zero_shot"}
 """Sections that may hold a section per task, and the outcomes they are about."""
+
+REQUIRED = "required"
+"""What `held_out` may be: then it must be known which texts chose the edit."""
 
 SINGLE = ("perplexity", "toxicity", "repetition")
 
@@ -60,6 +66,8 @@ class Rule:
     min_samples: int
     statistic: str | None = None
     scorer: str | None = None
+    protocol: str | None = None
+    """Words that the outcome's protocol must hold."""
 
     @property
     def name(self) -> str:
@@ -108,16 +116,21 @@ def parse_policy(content: Any) -> list[Rule]:
     sections = dict(_mapping("the policy", content))
     confidence = _confidence("confidence", sections.pop("confidence", 0.95))
     samples = _count("min_samples", sections.pop("min_samples", 30))
+    held_out = sections.pop("held_out", None)
+    if held_out not in (None, REQUIRED):
+        raise ExciseError(f"held_out is {held_out!r}: write {REQUIRED}, or leave it out")
     rules = []
     for name, body in sections.items():
         if name not in (*SINGLE, *GROUPS):
             raise unknown_name(
-                "section", str(name), ("confidence", "min_samples", *SINGLE, *GROUPS)
+                "section", str(name), ("confidence", "min_samples", "held_out", *SINGLE, *GROUPS)
             )
         for section, settings in _expanded(name, _mapping(name, body)):
             rules.extend(_rules(section, settings, confidence, samples))
     if not rules:
         raise ExciseError("there is no rule in it, so it would let everything pass: add one")
+    if held_out:
+        rules.append(Rule("held_out", REQUIRED, 0.0, False, confidence, samples))
     return rules
 
 
@@ -142,6 +155,7 @@ def _rules(
         "min_samples": _count(f"{section}.min_samples", settings.get("min_samples", samples)),
         "statistic": _name(section, "statistic", settings),
         "scorer": _name(section, "scorer", settings),
+        "protocol": _name(section, "protocol", settings),
     }
     bounds = {key: _amount(f"{section}.{key}", settings[key]) for key in BOUNDS if key in settings}
     for key, (bound, relative) in bounds.items():
@@ -179,8 +193,8 @@ def _amount(name: str, value: Any) -> tuple[float, bool]:
     if isinstance(value, bool) or not match:
         raise ExciseError(f"{name} is {value!r}: give a number, or a percentage as in 1 %")
     number, percent = float(match[1]), bool(match[2])
-    if number < 0:
-        raise ExciseError(f"{name} is {value!r}: give 0 or more")
+    if not 0 <= number < math.inf:
+        raise ExciseError(f"{name} is {value!r}: give 0 or more, and a finite number")
     return (number / 100, True) if percent else (number, False)
 
 

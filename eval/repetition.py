@@ -1,5 +1,6 @@
 """Repetition in what a model writes, on prompts of our own that provoke it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,12 +15,12 @@ REPETITIVE = 0.5
 """Unique-token ratio below which a completion counts as repetitive (SparC3, section 4.3)."""
 
 STATISTICS = (
-    Statistic("unique_token_ratio", "unique_token_ratio", better="higher"),
-    Statistic("distinct_2", "distinct_2", better="higher"),
-    Statistic("distinct_3", "distinct_3", better="higher"),
-    Statistic("longest_repeat", "longest_repeat"),
+    Statistic("unique_token_ratio", "unique_token_ratio", better="higher", within=(0, 1)),
+    Statistic("distinct_2", "distinct_2", better="higher", within=(0, 1)),
+    Statistic("distinct_3", "distinct_3", better="higher", within=(0, 1)),
+    Statistic("longest_repeat", "longest_repeat", within=(0, math.inf)),
     Statistic("repetitive", "repetitive", proportion=True),
-    Statistic("length", "length", better="higher"),
+    Statistic("length", "length", better="higher", within=(0, math.inf)),
 )
 
 PROMPTS = (

@@ -241,6 +241,18 @@ def caveats(report: Report) -> list[str]:
     for outcome in outcomes.values():
         if "limits" in outcome.facts:
             said.append(f"What the judge cannot see: {outcome.facts['limits']}")
+    numerics = [
+        tuple(e.environment.get(key) for key in ("dtype", "device")) for e in report.evaluations
+    ]
+    if len(set(numerics)) > 1:
+        pairs = zip(report.evaluations, numerics, strict=True)
+        each = ", ".join(f"{e.model} {dtype} on {device}" for e, (dtype, device) in pairs)
+        said.append(f"The models were measured in different precision or place ({each}).")
+    if len(report.gates) > 1:
+        said.append(
+            "Several edited models were decided on, each at the policy's confidence: the best of "
+            "many looks better than it is. Measure the one that is chosen again, on other units."
+        )
     for evaluation in report.evaluations:
         for name, count in evaluation.reused().items():
             said.append(

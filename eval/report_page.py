@@ -42,7 +42,7 @@ def report_page(report: Report, show_text: bool = False) -> str:
         ]
         body = table(*changes_table(found)) + "".join(charts)
         sections.append(Section(heading, body, note=CHANGES_NOTE))
-        sections.extend(_extremes(comparison, show_text) for comparison in _toxic(found))
+        sections.extend(_extremes(other.model, c, show_text) for c in _toxic(found))
     sections.extend(_blindness(outcome) for outcome in first.outcomes.values())
     items = "".join(f"<p>{escape(text)}</p>" for text in caveats(report))
     sections.append(Section("What the numbers do not say", items))
@@ -127,7 +127,7 @@ def _toxic(found: Sequence[Comparison]) -> list[Comparison]:
     return [c for c in _headlines(found) if c.before.texts]
 
 
-def _extremes(comparison: Comparison, show_text: bool) -> Section:
+def _extremes(model: str, comparison: Comparison, show_text: bool) -> Section:
     """List the prompts that changed most, in both directions."""
     statistic = comparison.statistic
     before, after = (o.per_unit(statistic) for o in (comparison.before, comparison.after))
@@ -140,7 +140,9 @@ def _extremes(comparison: Comparison, show_text: bool) -> Section:
     kind = next(iter(comparison.before.texts))
     note = "" if show_text else "Texts are left out, as they may offend: --show-text has them."
     headers = ["prompt", "before", "after", f"{kind}, before", f"{kind}, after"]
-    return Section(f"{comparison.outcome}: prompts that changed most", table(headers, rows), note)
+    return Section(
+        f"{comparison.outcome} of {model}: prompts that changed most", table(headers, rows), note
+    )
 
 
 def _shown(outcome: Outcome, index: int, show_text: bool) -> str:

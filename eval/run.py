@@ -18,6 +18,10 @@ from .outcome import Metric, Outcome, Plan, check_mode
 from .store import Store
 
 
+ROWS = 1
+"""Raised whenever a metric's code changes what its rows hold, so that old ones are not used."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was found on one model."""
@@ -77,19 +81,23 @@ def evaluate(
     plans = [metric.plan(loaded) for metric in metrics]
     weights, words = model_hash(loaded.model), tokenizer_hash(loaded.tokenizer)
     outcomes: dict[str, Outcome] = {}
+    kept = 0
     for metric, plan in zip(metrics, plans, strict=True):
         identity = {
-            "model": weights, "tokenizer": words, "metric": metric.name, "protocol": plan.protocol,
-            "units": plan.units, **plan.identity, **_numerics(loaded.model),
-            "architecture": _architecture(loaded.model),
+            "rows": ROWS, "model": weights, "tokenizer": words, "metric": metric.name,
+            "protocol": plan.protocol, "units": plan.units, **plan.identity,
+            **_numerics(loaded.model), "architecture": _architecture(loaded.model),
         }  # fmt: skip
-        for outcome in _measured(loaded, metric, plan, Store(cache, identity), progress):
+        store = Store(cache, identity)
+        kept += len(store.rows)
+        for outcome in _measured(loaded, metric, plan, store, progress):
             if outcome.name in outcomes:
                 raise ExciseError(f"{outcome.name} was measured twice, by {metric.name} as well")
             outcomes[outcome.name] = outcome
     environment = {
         "versions": versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "rows_measured_before": kept,
         "seconds": round(time.perf_counter() - started, 3),
         **_numerics(loaded.model),
     }

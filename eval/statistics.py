@@ -65,6 +65,8 @@ class Statistic:
     better: Literal["lower", "higher"] = "lower"
     proportion: bool = False
     """Whether each unit is a yes or a no, so that Wilson's interval applies."""
+    within: tuple[float, float] = (-math.inf, math.inf)
+    """What the value can be; intervals end there."""
 
     def quotient(self, columns: dict[str, Values]) -> tuple[Values, Values]:
         """Return numerator and denominator of each unit.
@@ -193,7 +195,9 @@ def measure(
     if statistic.proportion:
         interval = wilson(round(columns[statistic.of].sum()), found.n)
     else:
-        interval = found.interval()
+        low, high = (min(max(end, statistic.within[0]), statistic.within[1])
+                     for end in found.interval())  # fmt: skip
+        interval = low, high
     return Measure(found.value, interval, found.n, protocol)
 
 

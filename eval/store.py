@@ -51,7 +51,7 @@ class Store:
         self.rows[index] = row
         if self.path:
             with self._usable():
-                self._append({"unit": index, "row": row})
+                self._append({"unit": index, "row": row, "sum": _sum(row)})
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -81,6 +81,8 @@ class Store:
         try:
             head, *lines = map(json.loads, whole.decode().splitlines())
             found, rows = str(head["key"]), {int(x["unit"]): dict(x["row"]) for x in lines}
+            if any(x["sum"] != _sum(x["row"]) for x in lines):
+                raise ValueError("a row is not what was written")
         except (ValueError, KeyError, TypeError) as error:
             raise ExciseError(f"the cache {self.path} is damaged: remove it") from error
         if found != key:
@@ -89,6 +91,10 @@ class Store:
                 f"({found[:8]} and not {key[:8]}): remove it"
             )
         self.rows = rows
+
+
+def _sum(row: Any) -> str:
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:12]
 
 
 def _brief(identity: Mapping[str, Any]) -> dict[str, Any]:

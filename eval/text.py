@@ -72,6 +72,8 @@ def read_texts(source: str, keys: tuple[str, ...]) -> list[str]:
         return [text for text in dataset_text(source, keys=keys) if text.strip()]
     lines = _lines(read_text(source))
     if Path(source).suffix not in (".jsonl", ".json"):
+        if objects := [i for i, line in lines if line.lstrip().startswith('{"')]:
+            raise ExciseError(f"{source}, line {objects[0]} is JSON: call the file .jsonl")
         return [line.strip() for _, line in lines]
     return [_text_of(line, f"{source}, line {i}", keys) for i, line in lines]
 

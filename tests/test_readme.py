@@ -78,6 +78,7 @@ def test_the_policy_in_the_docs_is_one():
     assert [rule.name for rule in parse_policy(yaml.safe_load(policy))] == [
         "perplexity.max_increase", "perplexity.equivalence", "toxicity.min_decrease",
         "repetition.max_decrease", "tasks.*.max_decrease", "zero_shot.arc_easy.max_decrease",
+        "held_out.required",
     ]  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def test_ls_reads_the_tables(excise: Run):
         "tasks": TASKS,
         "aggregates": AGGREGATES,
         "scorers": SCORERS,
-        "rules": BOUNDS,
+        "rules": [*BOUNDS, "equivalence"],
     }
     assert TARGETS.keys() == SUMMARIES.keys()
     printed = json.loads(excise("ls", "--json").stdout)
