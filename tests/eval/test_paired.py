@@ -156,7 +156,9 @@ def test_less_is_less_where_values_are_negative():
 def test_swapping_the_models_swaps_the_result(pairs: list[tuple[float, float]], threshold: float):
     x, y = np.array(pairs).T
     assume(not np.isclose(x, y).all())
-    there, back = paired(MEAN, {"x": x}, {"x": y}), paired(MEAN, {"x": y}, {"x": x})
+    ones = np.ones(len(x))  # a ratio, to which no unseen units are added
+    first, second = {"x": x, "w": ones}, {"x": y, "w": ones}
+    there, back = paired(RATE, first, second), paired(RATE, second, first)
     assert there.difference.value == -back.difference.value
     assert np.array_equal(there.difference.resampled, -back.difference.resampled)
     assert there.difference.p_below(threshold) == pytest.approx(back.difference.p_above(-threshold))
