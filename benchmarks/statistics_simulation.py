@@ -205,7 +205,7 @@ def generate(model: str, prompts: str, n: int, completions: int) -> np.ndarray:
     from excise.eval.text import read_texts
 
     loaded = load_model(model)
-    texts = distinct(read_texts(prompts, ("prompt", "clean", "text")))
+    texts = distinct(read_texts(prompts))
     texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:n]]
     ids = [tuple(loaded.tokenizer(text)["input_ids"]) for text in texts]
     made = dict(complete(loaded.model, ids, Decoding(completions), 32))

@@ -54,7 +54,7 @@ def main() -> None:
     loaded = load_model(options.model)
     texts = PROMPTS
     if options.prompts:
-        texts = read_texts(options.prompts, ("prompt", "clean", "text"))
+        texts = read_texts(options.prompts)
     prompts = [tuple(loaded.tokenizer(text)["input_ids"]) for text in texts[: options.n_prompts]]
     decoding = Decoding(options.completions)
 

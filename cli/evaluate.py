@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,9 @@ GATE_NOT_MET = 3
 @click.option("--repetition", is_flag=True, help="Greedy completions of prompts that provoke it.")
 @click.option("--task", "tasks", multiple=True, help="Accuracy on a task; see excise ls tasks.")
 @click.option("--samples", default=128, show_default=True, help="Prompts per task.")
-@click.option("--zero-shot", multiple=True, metavar="TASK", help="An lm-eval task, by name.")
+@click.option(
+    "--zero-shot", multiple=True, metavar="TASK", help="An lm-eval task, or a group of them."
+)
 @click.option("--zero-shot-folder", type=click.Path(path_type=Path), help="Local lm-eval tasks.")
 @click.option("--zero-shot-limit", type=int, help="Documents per task.")
 @click.option("--gate", type=click.Path(path_type=Path), help="A policy; exit code 3 if not met.")
@@ -95,11 +99,12 @@ def command(
     found: list[Evaluation] = []
     for name in models:
         loaded = load_model(name, loading)
-        click.echo(f"{name}: {forecast(loaded, metrics)}", err=True)
+        tell = partial(_tell, name)
         if dry_run:
+            tell(forecast(loaded, metrics))
             continue
         evaluation = evaluate(
-            loaded, metrics, cache=None if no_cache else default_cache(), progress=True,
+            loaded, metrics, tell=tell, cache=None if no_cache else default_cache(), progress=True,
             attribution=chosen | _recipe_prompts(name),
         )  # fmt: skip
         for outcome, count in evaluation.reused().items():
@@ -112,8 +117,9 @@ def command(
     for other in others:
         if other.model_hash == baseline.model_hash:
             click.echo(f"warning: {other.model} has the weights of {baseline.model}", err=True)
-    gates = [check_gate(rules, e, baseline) for e in others] or [check_gate(rules, baseline)]
-    report = Report(tuple(found), tuple(gates) if gate else ())
+    pairs = [(other, baseline) for other in others] or [(baseline, None)]
+    gates = [check_gate(rules, *pair) for pair in pairs] if gate else []
+    report = Report(tuple(found), tuple(gates))
     if output:
         _write(report, output, overwrite, show_text)
     click.echo(json.dumps(report.to_json(), allow_nan=False) if as_json else _text(report, output))
@@ -121,6 +127,10 @@ def command(
         missed = [c.name for g in report.gates for c in g.checks if not c.passed]
         click.echo(f"excise: gate {gate} not met: {', '.join(missed)}", err=True)
         sys.exit(GATE_NOT_MET)
+
+
+def _tell(model: str, forecast: str) -> None:
+    click.echo(f"{model}: {forecast}", err=True)
 
 
 def _metrics(options: dict[str, Any]) -> "list[Metric]":
@@ -161,7 +171,7 @@ def _toxicity(options: dict[str, Any]) -> "list[Metric]":
         return []
     drawn = ("completions", "new_tokens", "temperature", "top_p", "seed")
     decoding = Decoding(**{name: options[name] for name in drawn})
-    prompts = read_texts(options["toxicity"], ("prompt", "clean", "text"))
+    prompts = read_texts(options["toxicity"])
     scorers = tuple(get_scorer(spec) for spec in options["scorers"])
     return [
         Toxicity(
@@ -181,8 +191,6 @@ def _repetition(options: dict[str, Any]) -> "list[Metric]":
 
 
 def _tasks(options: dict[str, Any]) -> "list[Metric]":
-    from functools import partial
-
     from ..circuits.tasks import get_task, task_prompts
     from ..eval.choice import TaskAccuracy
 
@@ -197,20 +205,22 @@ def _tasks(options: dict[str, Any]) -> "list[Metric]":
 def _zero_shot(options: dict[str, Any]) -> "list[Metric]":
     if not options["zero_shot"]:
         return []
+    from ..eval.lm_harness import leaf_tasks
     from ..eval.zero_shot import ZeroShot
 
     include, limit = options["zero_shot_folder"], options["zero_shot_limit"]
     batch = options["batch_size"] or 8
     return [
         ZeroShot(task, include=include, limit=limit, batch_size=batch)
-        for task in options["zero_shot"]
+        for name in options["zero_shot"]
+        for task in leaf_tasks(name, include)
     ]
 
 
 def _attribution(path: Path) -> frozenset[str]:
     """Return the hashes of the prompts in a file, or of those a folder was made with."""
+    from ..core.data import text_hash
     from ..core.errors import ExciseError
-    from ..eval.run import prompt_hashes
     from ..eval.text import read_texts
 
     if path.is_dir():
@@ -220,31 +230,24 @@ def _attribution(path: Path) -> frozenset[str]:
             f"{path} does not say which prompts it was made with: "
             "give --attribution the file that holds them"
         )
-    return prompt_hashes(read_texts(str(path), ("prompt", "clean", "text")))
+    return frozenset(map(text_hash, read_texts(str(path))))
 
 
 def _recipe_prompts(model: str) -> frozenset[str]:
     """Return the prompts' hashes that excise wrote beside a model or relevance, if any."""
     from ..core.errors import ExciseError
+    from ..core.export import read_recipes
 
-    found: set[str] = set()
-    for name in ("excise.json", "config.json"):
-        if (path := Path(model) / name).is_file():
-            try:
-                _collect(json.loads(path.read_text(encoding="utf-8")), found)
-            except ValueError as error:  # no UTF-8, no JSON
-                raise ExciseError(f"{path} cannot be read: {error}") from error
-    return frozenset(found)
+    def hashes(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            own = value.get("prompt_hashes") or []
+            if not isinstance(own, list):
+                raise ExciseError(f"{model}: the prompt_hashes of its recipe cannot be read")
+            yield from own
+            for inner in value.values():
+                yield from hashes(inner)
 
-
-def _collect(value: Any, found: set[str]) -> None:
-    if isinstance(value, dict):
-        hashes = value.get("prompt_hashes") or []
-        if not isinstance(hashes, list):
-            raise ValueError("prompt_hashes is no list")
-        found.update(hashes)
-        for inner in value.values():
-            _collect(inner, found)
+    return frozenset(hashes(read_recipes(model)))
 
 
 def _check_report(output: Path, overwrite: bool) -> None:

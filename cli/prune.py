@@ -39,7 +39,7 @@ def command(
     """Cut the least relevant components of MODEL; write a plain HuggingFace folder."""
     from ..core.artefact import check_output
     from ..core.errors import ExciseError
-    from ..core.export import save_model
+    from ..core.export import RECIPE, read_recipes, save_model
     from ..lrp.relevance import Relevance
     from ..prune.cut import select
 
@@ -59,8 +59,8 @@ def command(
         scores.check_model(loaded.model)
     mask.apply_(loaded.model)
     recipe = {"verb": "prune", **result, "rank": rank, "relevance": scores.config}
-    if (before := Path(loaded.name) / "excise.json").is_file():  # an edit of an edit
-        recipe["before"] = json.loads(before.read_text(encoding="utf-8"))
+    if before := read_recipes(loaded.name).get(RECIPE):  # an edit of an edit
+        recipe["before"] = before
     save_model(loaded, output, recipe, overwrite)
     if as_json:
         click.echo(json.dumps({"output": str(output), **result}))

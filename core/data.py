@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ExciseError, unknown_name
+from .errors import ExciseError, first_line, unknown_name
 
 
 if TYPE_CHECKING:
@@ -199,8 +199,7 @@ def dataset_text(name: str, limit: int | None = None, keys: Sequence[str] = ("te
                 raise ExciseError(f"dataset {name} has no column of text, only {', '.join(row)}")
             texts.append(found)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ExciseError(f"dataset {name!r} cannot be loaded: {reason}") from error
+        raise ExciseError(f"dataset {name!r} cannot be loaded: {first_line(error)}") from error
     if not any(text.strip() for text in texts):
         raise ExciseError(f"dataset {name!r} holds no text in split {split or 'train'!r}")
     return texts

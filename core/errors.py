@@ -46,3 +46,8 @@ def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
     if name not in table:
         raise unknown_name(kind, name, table)
     return table[name]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of what a foreign error says, for one of our own lines."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""Write a model back as a plain HuggingFace folder."""
+"""Write a model back as a plain HuggingFace folder, with the recipe of its edit beside it."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .artefact import whole_folder
+from .errors import ExciseError, first_line
 from .loading import Loaded
+
+
+RECIPE = "excise.json"
+"""File of the recipe in a model's folder."""
 
 
 def save_model(
@@ -23,4 +28,26 @@ def save_model(
     with whole_folder(path, overwrite) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        (folder / "excise.json").write_text(json.dumps(recipe, indent=2) + "\n")
+        (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+
+
+def read_recipes(folder: str | Path) -> dict[str, Any]:
+    """Read what excise wrote about how a folder was made: a model's recipe, an artefact's config.
+
+    Args:
+        folder: Any name; what is no folder has no recipe.
+
+    Returns:
+        JSON values by file name.
+
+    Raises:
+        ExciseError: A file that is no JSON.
+    """
+    found: dict[str, Any] = {}
+    for name in (RECIPE, "config.json"):
+        if (path := Path(folder) / name).is_file():
+            try:
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:  # no UTF-8, no JSON
+                raise ExciseError(f"{path} cannot be read: {first_line(error)}") from error
+    return found

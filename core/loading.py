@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from .artefact import read_config, whole_folder
-from .errors import ExciseError
+from .errors import ExciseError, first_line
 
 
 if TYPE_CHECKING:
@@ -97,12 +97,12 @@ def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
     except SafetensorError as error:
         raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ExciseError(f"cannot load {name!r}: {_first_line(error)}") from error
+        raise ExciseError(f"cannot load {name!r}: {first_line(error)}") from error
     if not (options.device_map or options.load_in_4bit or options.load_in_8bit):
         try:
-            model = model.to(options.device or _own_device())
+            model = model.to(options.device or own_device())
         except (RuntimeError, AssertionError) as error:  # no such device, or torch built without
-            raise ExciseError(f"device {options.device!r}: {_first_line(error)}") from error
+            raise ExciseError(f"device {options.device!r}: {first_line(error)}") from error
     model.config.name_or_path = name
     return Loaded(model.eval(), tokenizer, name)
 
@@ -163,7 +163,7 @@ def converted_gguf(path: Path) -> Path:
                 model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ExciseError(f"cannot read {path}: {_first_line(error)}") from error
+            raise ExciseError(f"cannot read {path}: {first_line(error)}") from error
         drop_quantisation(model)
         try:
             with whole_folder(folder) as temporary:
@@ -175,7 +175,7 @@ def converted_gguf(path: Path) -> Path:
     return folder
 
 
-def _own_device() -> Any:
+def own_device() -> Any:
     """Return the device of this process: its own GPU, under `accelerate launch` too, or the CPU."""
     import torch
     from accelerate import PartialState
@@ -210,7 +210,7 @@ def _check_type(config: Any) -> None:
     except UnsupportedModelError:
         raise
     except Exception as error:  # a model that cannot even be built: its type is all we can name
-        modules = f" ({_first_line(error)})"
+        modules = f" ({first_line(error)})"
     raise UnsupportedModelError(
         f"model type {config.model_type!r} is not supported{modules}; "
         f"supported are {', '.join(sorted(FAMILIES))}"
@@ -269,7 +269,3 @@ def torch_dtype(name: str) -> "torch.dtype":
     import torch
 
     return getattr(torch, name)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

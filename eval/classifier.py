@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ExciseError, unknown_name
+from ..core.errors import ExciseError, first_line, unknown_name
 from ..core.identity import model_hash
+from ..core.loading import own_device
 
 
 TOXIC_LABELS = (
@@ -150,7 +151,6 @@ def _positions(model: Any) -> int:
 
 def _load(source: str) -> tuple[Any, Any]:
     import torch
-    from accelerate import PartialState
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = Path(source)
@@ -170,11 +170,9 @@ def _load(source: str) -> tuple[Any, Any]:
             dtype=torch.float32,
             output_loading_info=True,
         )
-        device = PartialState().device if torch.cuda.is_available() else torch.device("cpu")
-        model = model.eval().to(device)
+        model = model.eval().to(own_device())
     except Exception as error:  # config, tokenizer, weights, device: each fails in its own way
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExciseError(f"cannot load {source!r}: {line}") from error
+        raise ExciseError(f"cannot load {source!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise ExciseError(
             f"{source!r} is no classifier: its weights lack {missing[0]}, which would be random"

@@ -70,7 +70,7 @@ def check_gate(
         chose its edit was used to measure it.
     """
     checks = [_edited(candidate, baseline)] if baseline else []
-    checks.append(_fresh(candidate, any(rule.kind == REQUIRED for rule in rules)))
+    checks.append(_held_out(candidate, any(rule.kind == REQUIRED for rule in rules)))
     rules = [rule for rule in rules if rule.kind != REQUIRED]
     if not rules:
         checks.append(Check("policy", "error", "there is no rule, so nothing was decided"))
@@ -91,7 +91,7 @@ def _edited(candidate: Evaluation, baseline: Evaluation) -> Check:
     return Check("edited", "pass", "its weights differ from the baseline's")
 
 
-def _fresh(candidate: Evaluation, required: bool) -> Check:
+def _held_out(candidate: Evaluation, required: bool) -> Check:
     if reused := candidate.reused():
         counts = ", ".join(
             f"{count} of {len(candidate[name].known_by)} of {name}"
@@ -181,7 +181,7 @@ class _Found:
 
 def _value(statistic: Statistic, outcome: Outcome, rule: Rule) -> _Found:
     columns = dict(outcome.columns)
-    found = estimate(statistic, columns, outcome.seed)
+    found = estimate(statistic, columns)
     measure = outcome.measures[statistic.name]
     if statistic.proportion:
         below, above = _proportion_p(round(columns[statistic.of].sum()), found.n, rule.bound)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, first_line
 
 
 SEED = 1234
@@ -120,11 +120,6 @@ def _leaves(manager: Any, name: str) -> list[str]:
         for part in [inner] if isinstance(inner, str) else inner:
             found += _leaves(manager, part)
     return list(dict.fromkeys(found))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager

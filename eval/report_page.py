@@ -49,7 +49,7 @@ def report_page(report: Report, show_text: bool = False) -> str:
     sections.append(
         Section("How it was measured", table(*protocol_table(report.evaluations)), _origin(report))
     )
-    subtitle = "Every number with its 95 % interval, the units behind it and its protocol."
+    subtitle = "Every number with its 95 % interval; units and protocols stand at the end."
     return page(
         f"Evaluation: {', '.join(e.model for e in report.evaluations)}",
         [section for section in sections if section.body],
@@ -63,8 +63,9 @@ def _verdict(report: Report) -> Section:
         for gate in report.gates
         for check in gate.checks
     ]
+    verdicts = [f"{gate.model} {'met' if gate.passed else 'not met'}" for gate in report.gates]
     return Section(
-        "Gate met" if report.passed else "Gate not met",
+        f"Gate: {', '.join(verdicts)}",
         table(["model", "check", "status", "why"], rows),
         note="A check passes where the data show that the rule is kept. What they do not show "
         "either way is inconclusive, and the gate is not met.",

@@ -2,14 +2,13 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..core.artefact import versions
-from ..core.data import text_hash
 from ..core.errors import ExciseError
 from ..core.identity import model_hash, tokenizer_hash
 from ..core.loading import Loaded, cache_folder
@@ -57,6 +56,7 @@ def evaluate(
     cache: Path | None = None,
     attribution: frozenset[str] = frozenset(),
     progress: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a model.
 
@@ -64,8 +64,9 @@ def evaluate(
         loaded: Model and tokenizer.
         metrics: What to measure; names must differ.
         cache: Folder of rows measured before, by content hash; see `default_cache`.
-        attribution: Hashes of the prompts that chose the model's edit.
+        attribution: Hashes of the texts that chose the model's edit.
         progress: Whether to draw progress bars on a terminal.
+        tell: Is given the forecast, before anything is measured.
 
     Returns:
         One outcome per metric and judge.
@@ -73,16 +74,14 @@ def evaluate(
     Raises:
         ExciseError: Something cannot be measured; nothing is left out silently.
     """
-    names = [metric.name for metric in metrics]
-    if not names or len(set(names)) < len(names):
-        raise ExciseError(f"metrics {', '.join(names) or '(none)'}: name at least one, each once")
-    check_mode(loaded.model)
     started = time.perf_counter()
-    plans = [metric.plan(loaded) for metric in metrics]
+    plans = _plans(loaded, metrics)
+    if tell:
+        tell(_expected(loaded.model, plans))
     weights, words = model_hash(loaded.model), tokenizer_hash(loaded.tokenizer)
     outcomes: dict[str, Outcome] = {}
     kept = 0
-    for metric, plan in zip(metrics, plans, strict=True):
+    for metric, plan in plans:
         identity = {
             "rows": ROWS, "model": weights, "tokenizer": words, "metric": metric.name,
             "protocol": plan.protocol, "units": plan.units, **plan.identity,
@@ -156,17 +155,23 @@ def forecast(loaded: Loaded, metrics: Sequence[Metric]) -> str:
     Counts weights, and for the largest pass its logits in the model's precision and in float32
     with their softmax; activations and buffers are smaller than these for most models.
     """
-    plans = [metric.plan(loaded) for metric in metrics]
-    weights = sum(p.nbytes for p in loaded.model.parameters())
-    vocabulary = loaded.model.config.vocab_size
-    pass_ = max(plan.tokens for plan in plans) * vocabulary * (loaded.model.dtype.itemsize + 8)
-    units = ", ".join(f"{m.name} {len(p.units)}" for m, p in zip(metrics, plans, strict=True))
+    return _expected(loaded.model, _plans(loaded, metrics))
+
+
+def _plans(loaded: Loaded, metrics: Sequence[Metric]) -> list[tuple[Metric, Plan]]:
+    names = [metric.name for metric in metrics]
+    if not names or len(set(names)) < len(names):
+        raise ExciseError(f"metrics {', '.join(names) or '(none)'}: name at least one, each once")
+    check_mode(loaded.model)
+    return [(metric, metric.plan(loaded)) for metric in metrics]
+
+
+def _expected(model: Any, plans: Sequence[tuple[Metric, Plan]]) -> str:
+    weights = sum(p.nbytes for p in model.parameters())
+    tokens = max(plan.tokens for _, plan in plans)
+    largest = tokens * model.config.vocab_size * (model.dtype.itemsize + 8)
+    units = ", ".join(f"{metric.name} {len(plan.units)}" for metric, plan in plans)
     return (
-        f"units: {units}; about {readable(weights + pass_)} "
-        f"({readable(weights)} of weights, {readable(pass_)} for the largest pass)"
+        f"units: {units}; about {readable(weights + largest)} "
+        f"({readable(weights)} of weights, {readable(largest)} for the largest pass)"
     )
-
-
-def prompt_hashes(texts: Sequence[str]) -> frozenset[str]:
-    """Return the hashes by which prompts are compared; see `Evaluation.reused`."""
-    return frozenset(map(text_hash, texts))

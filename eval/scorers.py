@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..core.errors import ExciseError, look_up
+from ..core.errors import ExciseError, first_line, look_up
 
 
 _TRIAL = ("The train to the coast leaves at nine.", "")
@@ -62,7 +62,7 @@ def get_scorer(spec: str) -> Scorer:
         score_texts(scorer, _TRIAL)
     except ExciseError as error:
         # these two texts can be quoted, so the scorer's own words can be
-        said = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+        said = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
         raise ExciseError(f"trial on a plain and an empty text: {error}{said}") from error
     return scorer
 
@@ -128,10 +128,6 @@ def _blame(scorer: Scorer, batch: list[str], start: int, which: str, error: Exce
     return f"scorer {scorer.name!r} failed on {which} with {type(error).__name__}: {way_out}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # --- profanity: a linear model over words, inside a package ---
 
 
@@ -147,7 +143,7 @@ def _profanity(spec: str, argument: str) -> Scorer:
             predict = import_module("profanity_check").predict_prob
     except Exception as error:  # what a pickle of other versions raises is anybody's guess
         raise ExciseError(
-            f"scorer {spec!r}: alt-profanity-check does not load ({_first_line(error)}): "
+            f"scorer {spec!r}: alt-profanity-check does not load ({first_line(error)}): "
             "pip install --force-reinstall 'excise[toxicity]'"
         ) from error
     packages = ("alt-profanity-check", "scikit-learn")
@@ -232,7 +228,7 @@ def _python(spec: str, argument: str) -> Scorer:
         hint = "" if place.endswith(".py") else "; is its folder in PYTHONPATH?"
         raise ExciseError(
             f"scorer {spec!r}: cannot import {place}: {type(error).__name__}: "
-            f"{_first_line(error)}{hint}"
+            f"{first_line(error)}{hint}"
         ) from error
     if not callable(function):
         raise ExciseError(f"scorer {spec!r}: {place} has no function {name!r}")

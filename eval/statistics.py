@@ -152,7 +152,9 @@ def estimate(statistic: Statistic, columns: dict[str, Values], seed: int = 0) ->
     if not len(x):
         raise ExciseError("there is nothing to resample: no unit was measured")
     units = np.stack([x, w], 1)
-    if statistic.per is None and not statistic.proportion and (size := unseen(x - np.median(x), x)):
+    ratio = statistic.per is not None
+    size = 0.0 if ratio or statistic.proportion else unseen(x - np.median(x), x)
+    if size:
         units = np.concatenate([units, [[x.mean() + size, 1], [x.mean() - size, 1]]])
     sums = resampled_sums(units, seed)
     drawn = statistic.linked(_divided(sums[:, 0], sums[:, 1]))
@@ -250,13 +252,11 @@ def paired(
             "compare word or byte perplexity under --protocol document"
         )
     n, drawn = len(x), np.stack([x, y, w], 1)
-    size = (
-        1.0
-        if statistic.proportion
-        else 0.0
-        if statistic.per
-        else unseen(y - x, np.concatenate([x, y]))
-    )
+    if statistic.proportion:
+        size = 1.0
+    else:
+        ratio = statistic.per is not None
+        size = 0.0 if ratio else unseen(y - x, np.concatenate([x, y]))
     if size:
         middle = 0.5 if statistic.proportion else (x.mean() + y.mean()) / 2
         low, high = middle - size / 2, middle + size / 2

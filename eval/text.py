@@ -13,6 +13,9 @@ FILES = (".txt", ".md", ".rst", ".text", ".json", ".jsonl", ".csv")
 
 BUILTIN = "builtin"
 
+PROMPT_KEYS = ("prompt", "clean", "text")
+"""Names under which rows of prompts hold their text."""
+
 
 def builtin_text() -> str:
     """Return some 65,000 words of technical English, from `pydoc_data.topics`.
@@ -57,7 +60,7 @@ def read_documents(source: str, limit: int | None = None, split: bool = False) -
     return [part for part in parts if part.strip()]
 
 
-def read_texts(source: str, keys: tuple[str, ...]) -> list[str]:
+def read_texts(source: str, keys: tuple[str, ...] = PROMPT_KEYS) -> list[str]:
     """Read short texts: a line each of a text file, a row each of a JSONL file or a dataset.
 
     Args:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, first_line
 from ..core.loading import Loaded
-from .lm_harness import SEED, contained, first_line, lent, load_task, require_lm_eval
+from .lm_harness import SEED, contained, lent, load_task, require_lm_eval
 from .outcome import Metric, Outcome, Plan, Row
 from .statistics import Statistic, Values
 

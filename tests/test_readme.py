@@ -44,7 +44,7 @@ def test_commands_run(
             line = re.sub("^python ", f"{sys.executable} ", line)
             subprocess.run(["bash", "-e", "-c", line], check=True)
     assert "<svg" in Path("ioi.html").read_text()
-    assert "Gate not met" in Path("report/report.html").read_text()
+    assert "Gate: cut not met" in Path("report/report.html").read_text()
     for folder in ("ioi", "mine", "weights", "cut", "sparse"):
         assert Path(folder, "config.json").is_file()
 

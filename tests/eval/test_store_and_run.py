@@ -15,7 +15,7 @@ from excise.core.memory import readable
 from excise.eval import perplexity as perplexity_module
 from excise.eval.outcome import Metric, Outcome, Plan, Row, column
 from excise.eval.perplexity import Perplexity, piece_losses
-from excise.eval.run import default_cache, evaluate, forecast, prompt_hashes
+from excise.eval.run import default_cache, evaluate, forecast
 from excise.eval.statistics import Statistic
 from excise.eval.store import Store
 
@@ -207,7 +207,7 @@ def test_models_in_training_mode_are_refused(loaded: Loaded):
 
 
 def test_prompts_that_chose_the_edit_are_counted(loaded: Loaded):
-    chosen = prompt_hashes(["BB ", "dddd", "else"])
+    chosen = frozenset(map(text_hash, ["BB ", "dddd", "else"]))
     found = evaluate(loaded, [Lengths(), Lengths(("x",), name="o", made="o")], attribution=chosen)
     assert found.reused() == {"lengths": 2}
     assert evaluate(loaded, [Lengths()]).reused() == {}
