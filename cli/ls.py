@@ -7,7 +7,8 @@ import click
 from . import options as shared
 
 
-KINDS = ("families", "methods", "targets", "tasks", "aggregates", "scorers", "rules")
+KINDS = ("families", "methods", "targets", "tasks", "aggregates", "criteria", "scopes", "recipes",
+         "scorers", "rules")  # fmt: skip
 
 
 def table(kind: str) -> dict[str, str]:
@@ -28,6 +29,18 @@ def table(kind: str) -> dict[str, str]:
         from ..lrp.methods import AGGREGATES
 
         return {str(name): words for name, words in AGGREGATES.items()}
+    if kind == "criteria":
+        from ..prune.criteria import CRITERIA
+
+        return {name: f"{c.summary} ({c.source})" for name, c in CRITERIA.items()}
+    if kind == "scopes":
+        from ..prune.scopes import SCOPES
+
+        return SCOPES
+    if kind == "recipes":
+        from ..prune.recipe import RECIPES
+
+        return {name: str(recipe) for name, recipe in RECIPES.items()}
     if kind == "scorers":
         from ..eval.scorers import SCORERS
 
@@ -45,7 +58,7 @@ def table(kind: str) -> dict[str, str]:
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @shared.json_option
 def command(kind: str | None, as_json: bool) -> None:
-    """List what exists: families, methods, targets, tasks, aggregates, scorers, gate rules."""
+    """List what exists, a kind at a time or all: names that options take."""
     found = {name: table(name) for name in ([kind] if kind else KINDS)}
     if as_json:
         click.echo(json.dumps(found))

@@ -1,68 +1,243 @@
-"""excise prune: cut the least relevant components."""
+"""excise prune: cut weights, neurons, heads or layers."""
 
 import json
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import options as shared
+from .calibration import Calibration
+
+
+if TYPE_CHECKING:
+    from ..prune.recipe import Recipe
+
+CHANGES = ("criterion", "scope", "order", "update", "budget", "budget_unit", "floor", "ceiling",
+           "rescore", "steps", "iterations", "damping", "weigh_tokens", "tune")  # fmt: skip
+"""Options that replace a field of the recipe."""
 
 
 @click.command(
     "prune",
-    epilog="Example: excise prune smollm2 --relevance ioi --components heads --sparsity 0.2 -o cut",
+    epilog="Examples: excise prune smollm2 --sparsity 0.5 -o sparse   |   "
+    "excise prune MODEL --scope 2:4 --update admm --calibration text.txt -o out   |   "
+    "excise prune MODEL --components neurons --sparsity 0.2 -o smaller",
 )
 @shared.model_options
+@click.option("--sparsity", type=float, help="Share that goes, as in 0.5.")
 @click.option(
-    "--relevance", type=click.Path(path_type=Path), required=True, help="A folder from score."
+    "--components", default="weights", show_default=True, help="weights, neurons, heads or layers."
 )
-@click.option("--components", default="neurons", show_default=True, help="heads, neurons, weights.")
-@click.option("--sparsity", type=float, required=True, help="Share that goes, as in 0.3.")
-@click.option("--rank", default="abs", show_default=True, help="abs or signed: what is low.")
+@click.option("--recipe", default="best", show_default=True, help="See excise ls recipes.")
+@click.option("--criterion", help="How components are scored; see excise ls criteria.")
+@click.option("--scope", help="row, layer, global, N:M or block:RxC: what scores compete.")
+@click.option("--order", help="oneshot, or sequential: layer by layer on the pruned prefix.")
+@click.option("--update", help="none, obs or admm: what becomes of the weights that stay.")
+@click.option("--budget", help="Whose global mask says how much each unit loses; or owl, none.")
+@click.option("--budget-unit", help="row or matrix.")
+@click.option("--floor", type=float, help="Least sparsity of a matrix.")
+@click.option("--ceiling", type=float, help="Highest sparsity of a matrix.")
+@click.option("--rescore", type=int, help="Layers after which gradients are taken again.")
+@click.option("--steps", type=int, help="Rounds of an iterative schedule.")
+@click.option("--iterations", type=int, help="Of ADMM.")
+@click.option("--damping", type=float, help="Of the update.")
+@click.option("--weigh-tokens", is_flag=True, default=None, help="By relevance, in the update.")
+@click.option(
+    "--calibration",
+    default="builtin",
+    show_default=True,
+    help="A text file, a datasets id, builtin, or self: what the model writes.",
+)
+@click.option("--samples", default=32, show_default=True, help="Of the calibration.")
+@click.option("--length", default=512, show_default=True, help="Tokens per sample.")
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--layer-device", help="Where layers are computed one at a time, as in cuda:0.")
+@click.option("--relevance", type=click.Path(path_type=Path), help="Scores from a score folder.")
+@click.option("--rank", default="abs", show_default=True, help="abs or signed, of --relevance.")
 @click.option("--other-model", is_flag=True, help="Use a relevance of other weights all the same.")
-@click.option("--dry-run", is_flag=True, help="Print what would go, and stop.")
+@click.option("--zero", is_flag=True, help="Zero neurons or heads where they are; remove nothing.")
+@click.option("--compensate", is_flag=True, help="Put the mean of what is removed into a bias.")
+@click.option("--compare", help="Recipes, comma-separated: a table of perplexities, no model.")
+@click.option("--sweep", help="Sparsities, comma-separated: the same, with curves.")
+@click.option("--perplexity", default="builtin", show_default=True, help="Text of the tables.")
+@click.option("--window", default=1024, show_default=True, help="Tokens per window of it.")
+@click.option("--limit", default=12, show_default=True, help="Windows of it.")
+@click.option("--resume", is_flag=True, help="Keep progress beside the output; go on from it.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and needed, and stop.")
+@shared.seed_option
 @shared.output_options
 @shared.json_option
-def command(
-    relevance: Path,
-    components: Any,
-    sparsity: float,
-    rank: Any,
-    other_model: bool,
-    dry_run: bool,
+def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Prune MODEL; write a plain HuggingFace folder, with its mask and its recipe.
+
+    Weights become zero where they are. Neurons, heads and layers are taken out, so that the model
+    is smaller, unless --zero. With --compare or --sweep nothing is written but a table.
+    """
+    from ..core.artefact import check_output
+    from ..core.errors import ExciseError, unknown_name
+
+    parts = ("weights", "neurons", "heads", "layers")
+    if options["components"] not in parts:
+        raise unknown_name("component", options["components"], parts)
+    table = bool(options["compare"] or options["sweep"])
+    if output is None and not options["dry_run"] and not table:
+        raise ExciseError("say where the model goes: -o FOLDER")
+    if output is not None and not options["dry_run"]:
+        check_output(output, overwrite)
+    if options["resume"] and output is None:
+        raise ExciseError("--resume keeps its progress beside the output: give -o FOLDER")
+    progress = (
+        output.with_name(f".{output.name}.progress") if options["resume"] and output else None
+    )
+    if table:
+        _table(output, overwrite, as_json, progress, options)
+    elif options["components"] == "weights" and options["relevance"] is None:
+        _weights(output, overwrite, as_json, progress, options)
+    else:
+        from .prune_units import prune_units
+
+        prune_units(output, overwrite, as_json, options)
+
+
+def _weights(
     output: Path | None,
     overwrite: bool,
     as_json: bool,
-    **options: Any,
+    resume: Path | None,
+    options: dict[str, Any],
 ) -> None:
-    """Cut the least relevant components of MODEL; write a plain HuggingFace folder."""
-    from ..core.artefact import check_output
-    from ..core.errors import ExciseError
-    from ..core.export import RECIPE, read_recipes, save_model
-    from ..lrp.relevance import Relevance
-    from ..prune.cut import select
+    """Zero weights by a recipe."""
+    from ..core.export import save_model
+    from ..core.memory import peak, readable
+    from ..prune.forecast import forecast
+    from ..prune.progress import Progress
+    from ..prune.run import prune
 
-    if output is None and not dry_run:
-        raise ExciseError("say where the model goes: -o FOLDER")
-    if output is not None and not dry_run:
-        check_output(output, overwrite)
-    scores = Relevance.from_pretrained(relevance)
-    mask = select(scores, components, sparsity, rank)
-    result = {"components": components, "asked": sparsity, "sparsity": mask.sparsity}
-    if dry_run:
-        click.echo(json.dumps(result) if as_json else f"would cut {mask}")
+    recipe = recipe_of(options, options["recipe"])
+    source = calibration_of(options)
+    loaded = shared.load(options)
+    samples = source.samples(loaded)
+    expected = forecast(loaded.model, samples, recipe, options["batch_size"])
+    click.echo(f"{recipe}\n{source}: {expected}", err=True)
+    if options["dry_run"]:
+        planned = {"recipe": recipe.to_json(), "peak": expected.peak, "seconds": expected.seconds}
+        click.echo(json.dumps(planned) if as_json else f"{recipe}: {expected}")
         return
     assert output is not None
-    loaded = shared.load(options)
-    if not other_model:
-        scores.check_model(loaded.model)
-    mask.apply_(loaded.model)
-    recipe = {"verb": "prune", **result, "rank": rank, "relevance": scores.config}
-    if before := read_recipes(loaded.name).get(RECIPE):  # an edit of an edit
-        recipe["before"] = before
-    save_model(loaded, output, recipe, overwrite)
+    started = time.perf_counter()
+    pruned = prune(
+        loaded.model, samples, recipe, batch_size=options["batch_size"], resume=resume,
+        device=options["layer_device"], seed=options["seed"], progress=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    result = {"sparsity": pruned.sparsity, "asked": recipe.goal, "recipe": recipe.to_json()}
+    extra = {"calibration": str(source), "prompt_hashes": source.prompt_hashes()}
+    save_model(
+        loaded, output, {"verb": "prune", **result, **extra, **made_from(loaded.name)}, overwrite,
+        parts={"mask": pruned.mask},
+    )  # fmt: skip
+    Progress(resume).remove()
+    measured = {"seconds": round(seconds, 3), "peak": peak()}
+    click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     if as_json:
-        click.echo(json.dumps({"output": str(output), **result}))
+        click.echo(json.dumps({"output": str(output), **result, **measured}))
     else:
-        click.echo(f"cut {mask}\nwritten to {output}")
+        click.echo(f"cut {pruned.mask} by {recipe}\nwritten to {output}")
+
+
+def _table(
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    resume: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Compare recipes, or sparsities, or both."""
+    from ..core.errors import ExciseError
+    from ..eval.perplexity import Perplexity
+    from ..eval.text import read_documents
+    from ..prune.forecast import forecast
+    from .prune_table import measure_all, write_table
+
+    if options["components"] != "weights" or options["relevance"] is not None:
+        raise ExciseError("--compare and --sweep are for weights and recipes: leave them out here")
+    names = _listed(options["compare"]) or [options["recipe"]]
+    plain = {"sparsity": None} if options["sweep"] else {}
+    recipes = {name: recipe_of({**options, **plain}, name) for name in names}
+    sparsities = [_share(text) for text in _listed(options["sweep"])]
+    sparsities = sparsities or sorted({recipe.sparsity for recipe in recipes.values()})
+    text, window, limit = (options[key] for key in ("perplexity", "window", "limit"))
+    documents = read_documents(text, limit * window)
+    metric = Perplexity(documents, "window", window, limit, source=text)
+    source = calibration_of(options)
+    loaded = shared.load(options)
+    samples = source.samples(loaded)
+    for name, recipe in recipes.items():
+        expected = forecast(loaded.model, samples, recipe, options["batch_size"])
+        click.echo(f"{name}: {recipe}: {expected}", err=True)
+    if options["dry_run"]:
+        return
+    found = measure_all(
+        loaded, samples, recipes, sparsities, metric, str(source), seed=options["seed"],
+        batch_size=options["batch_size"], device=options["layer_device"], resume=resume,
+        progress=True,
+    )  # fmt: skip
+    write_table(found, output, overwrite, as_json)
+
+
+def recipe_of(options: dict[str, Any], name: str) -> "Recipe":
+    """Return a recipe by name, with what the options change."""
+    from ..core.errors import ExciseError
+    from ..prune.recipe import get_recipe
+    from ..prune.scopes import parse_scope
+
+    changes = {key: options[key] for key in CHANGES if options[key] is not None}
+    fixed_counts = changes.get("scope", "row") not in ("row", "layer")
+    if changes.get("budget") == "none" or (fixed_counts and "budget" not in changes):
+        changes["budget"] = None  # such a scope leaves nothing to a budget
+    if options["sparsity"] is not None:
+        changes["sparsity"] = options["sparsity"]
+    recipe = get_recipe(name, **changes)
+    fixed = parse_scope(recipe.scope).kind == "n:m"
+    if (
+        options["sparsity"] is None
+        and not fixed
+        and not options["compare"]
+        and not options["sweep"]
+    ):
+        raise ExciseError("say how much goes: --sparsity 0.5, or --scope 2:4")
+    if options["sparsity"] is not None and fixed and options["sparsity"] != recipe.goal:
+        raise ExciseError(
+            f"scope {recipe.scope} cuts {recipe.goal:g}, not {options['sparsity']:g}: "
+            "leave --sparsity out"
+        )
+    return recipe
+
+
+def calibration_of(options: dict[str, Any]) -> Calibration:
+    """Return what to calibrate on."""
+    names = ("calibration", "samples", "length", "seed")
+    return Calibration(*(options[name] for name in names))
+
+
+def made_from(model: str) -> dict[str, Any]:
+    """Return the recipe of the model that is edited now, where it is an edit itself."""
+    from ..core.export import RECIPE, read_recipes
+
+    before = read_recipes(model).get(RECIPE)
+    return {"before": before} if before else {}
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _share(text: str) -> float:
+    from ..core.errors import ExciseError
+
+    try:
+        return float(text)
+    except ValueError:
+        raise ExciseError(f"--sweep: {text!r} is no number: give shares, as in 0.3,0.5") from None

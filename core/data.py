@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -295,14 +296,17 @@ def single_token(tokenizer: Any, text: str | None, prompt: str = "the") -> int |
     return ids[0]
 
 
-def encode_texts(tokenizer: Any, texts: Iterable[str], n: int, length: int) -> list[Sample]:
+def encode_texts(
+    tokenizer: Any, texts: Iterable[str], n: int, length: int, seed: int | None = None
+) -> list[Sample]:
     """Tokenise texts into samples of equal length: joined, then cut without overlap.
 
     Args:
         tokenizer: A transformers tokenizer.
         texts: Documents; joined by blank lines.
-        n: How many samples, evenly spread over the text.
+        n: How many samples.
         length: Tokens per sample.
+        seed: Draws them; None takes them evenly spread over the text.
 
     Raises:
         ExciseError: The text is shorter than one sample, or `n` or `length` is too small.
@@ -314,8 +318,10 @@ def encode_texts(tokenizer: Any, texts: Iterable[str], n: int, length: int) -> l
     if available < 1:
         raise ExciseError(f"the text has {len(ids)} tokens, less than one sample of {length}")
     n = min(n, available)
-    starts = [(index * available // n) * length for index in range(n)]
-    return [Sample(tuple(ids[start : start + length])) for start in starts]
+    chosen = [index * available // n for index in range(n)]
+    if seed is not None:
+        chosen = random.Random(seed).sample(range(available), n)
+    return [Sample(tuple(ids[i * length : (i + 1) * length])) for i in chosen]
 
 
 def check_length(samples: Iterable[Sample], config: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .artefact import whole_folder
 from .errors import ExciseError, first_line
@@ -14,8 +14,19 @@ RECIPE = "excise.json"
 """File of the recipe in a model's folder."""
 
 
+class Part(Protocol):
+    """An artefact that can be written into a folder."""
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write it."""
+
+
 def save_model(
-    loaded: Loaded, path: str | Path, recipe: Mapping[str, Any], overwrite: bool = False
+    loaded: Loaded,
+    path: str | Path,
+    recipe: Mapping[str, Any],
+    overwrite: bool = False,
+    parts: Mapping[str, Part] | None = None,
 ) -> None:
     """Write a model that stock transformers loads, with the recipe of its edit beside it.
 
@@ -24,11 +35,14 @@ def save_model(
         path: The folder to make: weights as safetensors, config, tokenizer, `excise.json`.
         recipe: What was done to the model; JSON values.
         overwrite: Whether an existing model folder may be replaced.
+        parts: Artefacts to put beside the weights, by the name of their folder.
     """
     with whole_folder(path, overwrite) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+        for name, part in (parts or {}).items():
+            part.save_pretrained(folder / name)
 
 
 def read_recipes(folder: str | Path) -> dict[str, Any]:

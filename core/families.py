@@ -7,7 +7,7 @@ family uses, one entry in `MODULE_KINDS`).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UnsupportedModelError
 
@@ -35,12 +35,23 @@ class Family:
     """The linear that reads the MLP's hidden units."""
     query_key: tuple[str, ...]
     """Modules that act on queries and keys alone, which CP-LRP holds constant."""
+    value: str = "self_attn.v_proj"
+    """The linear that makes the values."""
     positions: str | None = None
     """Learned position embedding, relative to the body."""
     dropouts: tuple[str, ...] = ()
     """Attributes of a layer that hold a dropout probability of its own forward pass."""
     passes_position_ids: bool = True
     """Whether padded batches need explicit position ids (else the model derives them)."""
+    mlp_width: str = "intermediate_size"
+    """Config key of the number of hidden units."""
+    mlp_bias: str | None = None
+    """Config key that gives all linears of the MLP a bias, if there is one."""
+    attention_bias: str | None = None
+    """Config key that gives all linears of the attention a bias, if there is one."""
+    head_counts: Literal["any", "divisors", "fixed"] = "any"
+    """How many heads a config may ask for: any number, a divisor of the model's width (transformers
+    5 checks it, whatever `head_dim` says), or no number but width by head size."""
     example: str = ""
     """A checkpoint of this kind, for the documentation."""
 
@@ -62,16 +73,24 @@ _LLAMA: dict[str, Any] = {
 _NORMED: dict[str, Any] = {
     **_LLAMA,
     "query_key": (*_LLAMA["query_key"], "self_attn.q_norm", "self_attn.k_norm"),
+    "attention_bias": "attention_bias",
 }
 
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
-        Family("llama", **_LLAMA, example="meta-llama/Llama-3.2-1B"),
+        Family(
+            "llama",
+            **_LLAMA,
+            mlp_bias="mlp_bias",
+            attention_bias="attention_bias",
+            head_counts="divisors",
+            example="meta-llama/Llama-3.2-1B",
+        ),
         Family("mistral", **_LLAMA, example="mistralai/Mistral-7B-v0.3"),
         Family("qwen2", **_LLAMA, example="Qwen/Qwen2.5-0.5B"),
         Family("qwen3", **_NORMED, example="Qwen/Qwen3-0.6B"),
-        Family("gemma3_text", **_NORMED, example="google/gemma-3-270m"),
+        Family("gemma3_text", **_NORMED, head_counts="divisors", example="google/gemma-3-270m"),
         Family(
             "opt",
             body="model.decoder",
@@ -84,6 +103,10 @@ FAMILIES: dict[str, Family] = {
             positions="embed_positions",
             dropouts=("dropout",),
             passes_position_ids=False,
+            mlp_width="ffn_dim",
+            mlp_bias="enable_bias",
+            attention_bias="enable_bias",
+            head_counts="fixed",
             example="facebook/opt-125m",
         ),
     )
@@ -146,6 +169,7 @@ class LayerView:
     activation: "nn.Module"
     mlp_out: "nn.Linear"
     query_key: tuple["nn.Module", ...]
+    value: "nn.Linear"
 
 
 @dataclass(frozen=True)
@@ -201,6 +225,7 @@ class ModelView:
                 activation=_follow(layer, family.activation, family),
                 mlp_out=_follow(layer, family.mlp_out, family),
                 query_key=tuple(_follow(layer, path, family) for path in family.query_key),
+                value=_follow(layer, family.value, family),
             )
             for index, layer in enumerate(_follow(body, "layers", family))
         )

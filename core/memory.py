@@ -1,6 +1,10 @@
 """How much memory this process holds, and held at most."""
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -27,6 +31,39 @@ def peak() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass
+class Held:
+    """Bytes held by a block of code."""
+
+    start: int
+    most: int
+
+    @property
+    def added(self) -> int:
+        """The most bytes held on top of what was there at the start."""
+        return self.most - self.start
+
+
+@contextmanager
+def watched(seconds: float = 0.01) -> Iterator[Held]:
+    """Watch what a block holds, by looking every so many seconds: short peaks may be missed."""
+    held = Held(resident(), resident())
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(seconds):
+            held.most = max(held.most, resident())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        ended.set()
+        thread.join()
+        held.most = max(held.most, resident())
 
 
 def available() -> int:

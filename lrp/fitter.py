@@ -159,6 +159,15 @@ class RelevanceFitter:
             self._config(), **single, tokens=tokens, token_ids=ids, weights=weights, samples=samples
         )
 
+    def weight_sums(self) -> dict[str, Tensor]:
+        """Return what the scores of weights are made of, before any factor of the weight.
+
+        Returns:
+            By the path of the linear, (out, in), float32: sums over tokens of `g x` (aggregate
+            `signed`), over samples of its size (`abs`), or over tokens of `(g x)^2` (`square`).
+        """
+        return dict(self._recorder.weight_sums)
+
     def state(self) -> dict[str, Tensor]:
         """Return everything gathered so far as tensors, to go on later or to merge."""
         state = {f"sum/{name}": total for name, total in self._sums.items()}

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from ..core.artefact import read_artefact, write_artefact
 from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
-from ..core.families import ModelView
 from ..core.identity import model_hash
 from ..core.memory import available, readable, resident
 from .fitter import RelevanceFitter
@@ -237,8 +236,7 @@ def forecast(
             fitter.update(next(batches(samples, rows)))
             passes.append(time.perf_counter() - started)
         seconds = min(passes) * mine / rows
-    weights = bool(options.get("weights"))
-    activations = _activation_bytes(fitter.view, rows * longest, weights, fitter)
+    activations = activation_bytes(fitter, rows * longest)
     scores = sum(linear.weight.numel() * 4 for linear in fitter.linears.values())
     if fitter.keep_samples:
         width = {"heads": fitter.view.n_heads, "neurons": fitter.view.d_mlp, "tokens": 0}
@@ -264,12 +262,13 @@ def _processes() -> int:
     return PartialState().num_processes
 
 
-def _activation_bytes(view: ModelView, tokens: int, weights: bool, fitter: RelevanceFitter) -> int:
+def activation_bytes(fitter: RelevanceFitter, tokens: int) -> int:
     """Count what a backward pass holds: per layer what rules, taps and kernels save, and logits."""
+    view = fitter.view
     size = view.embedding.weight.element_size()
     heads = view.n_heads * view.head_dim
     layer = 5 * heads + (4 if view.family.gated else 2) * view.d_mlp + 2 * view.d_model
-    if weights:
+    if fitter.linears:
         layer += 2 * view.d_model
     vocabulary = view.model.config.vocab_size
     if fitter.method.contribution is None:

@@ -98,6 +98,8 @@ class Criterion:
     """Fields of `LinearStatistics`; `tokens`, `name` and `seed` are always there."""
     summary: str
     source: str
+    comparable: bool = False
+    """Whether scores mean the same in two layers, as a global scope would have it."""
 
     def score(
         self, weight: Float[Tensor, "out in"], statistics: LinearStatistics
@@ -143,7 +145,7 @@ class Criterion:
 
 
 _ALL = (
-    Criterion("magnitude", magnitude, (), "size of the weight", "Han et al. 2015"),
+    Criterion("magnitude", magnitude, (), "size of the weight", "Han et al. 2015", True),
     Criterion("wanda", wanda, ("input_square",), "weight times input norm", "arXiv 2306.11695"),
     Criterion(
         "ria",
@@ -158,6 +160,7 @@ _ALL = (
         ("gradient", "tokens"),
         "size of weight times mean gradient: tokens cancel",
         "arXiv 1906.10771",
+        comparable=True,
     ),
     Criterion(
         "fisher",
@@ -165,6 +168,7 @@ _ALL = (
         ("fisher", "tokens"),
         "weight times root mean square of its gradient per token; comparable across layers",
         "arXiv 2004.14340",
+        comparable=True,
     ),
     Criterion(
         "lrp-signed",
@@ -208,7 +212,9 @@ _ALL = (
         "geometric mean of wanda and lrp",
         "this project",
     ),
-    Criterion("random", random, ("name", "seed"), "seeded uniform numbers: the control", "none"),
+    Criterion(
+        "random", random, ("name", "seed"), "seeded uniform numbers: the control", "none", True
+    ),
 )
 CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _ALL}
 """Every criterion by name; what lists, checks or documents them reads this table."""

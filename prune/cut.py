@@ -1,14 +1,18 @@
 """Cut the least relevant components: choose a mask, try it, or take it out for good."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.artefact import read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView
 from ..lrp.relevance import Relevance
@@ -24,10 +28,10 @@ RANKS: tuple[Rank, ...] = ("abs", "signed")
 class Mask:
     """Which components stay."""
 
-    component: Component
+    component: Component | Literal["layers"]
     keep: Mapping[str, Tensor]
-    """True where a component stays: one tensor (layers, units) under the component's name, or one
-    per weight matrix under its parameter's name."""
+    """True where a component stays: one tensor (layers, units) under the component's name, of whole
+    layers (layers,), or one per weight matrix under its parameter's name."""
 
     @property
     def sparsity(self) -> float:
@@ -39,6 +43,37 @@ class Mask:
         total = sum(tensor.numel() for tensor in self.keep.values())
         gone = total - sum(int(tensor.sum()) for tensor in self.keep.values())
         return f"{gone:,} of {total:,} {self.component} ({100 * self.sparsity:.2f} %)"
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the mask to a folder: a bit per component, a summary for a human.
+
+        Raises:
+            ExciseError: The path is taken, or cannot be written.
+        """
+        shapes = {name: list(tensor.shape) for name, tensor in self.keep.items()}
+        config = {"component": self.component, "shapes": shapes, "sparsity": self.sparsity}
+        packed = {
+            name: torch.from_numpy(np.packbits(keep.cpu().numpy()))
+            for name, keep in self.keep.items()
+        }
+        readme = f"# Mask\n\nWhich components of a model stay: {self} are gone.\n"
+        write_artefact(path, "mask", config, packed, readme, overwrite)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Mask":
+        """Read a mask back.
+
+        Raises:
+            ExciseError: No mask, or a damaged one.
+        """
+        config, packed = read_artefact(path, "mask")
+        keep = {}
+        for name, shape in config["shapes"].items():
+            if name not in packed or packed[name].numel() != -(-math.prod(shape) // 8):
+                raise ExciseError(f"{path} is damaged: {name} is not there, or of another size")
+            bits = np.unpackbits(packed[name].numpy(), count=math.prod(shape)).astype(bool)
+            keep[name] = torch.from_numpy(bits).view(shape)
+        return cls(config["component"], keep)
 
     def apply_(self, model: Any) -> None:
         """Set what goes to zero in the model's own weights. For good: there is no undo here.
@@ -69,8 +104,10 @@ class Mask:
 
     def _regions(self, view: ModelView) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield weight tensors with a boolean tensor, broadcast to them, of what goes."""
+        if self.component == "layers":
+            raise ExciseError("whole layers are not set to zero: take them out with shrink")
         parameters: dict[str, Tensor] = dict(view.model.named_parameters())
-        self._check(view, parameters)
+        self.check(view)
         if self.component == "weights":
             for name, keep in self.keep.items():
                 yield parameters[name], ~keep
@@ -83,18 +120,19 @@ class Mask:
             else:
                 before = (layer.query_key[0],)
                 behind, gone = layer.attention_out, (~keep).repeat_interleave(view.head_dim)
-            yield _plain(behind, view).weight, gone[None, :]
+            yield plain_linear(behind, view).weight, gone[None, :]
             for linear in before:
-                yield _plain(linear, view).weight, gone[:, None]
+                yield plain_linear(linear, view).weight, gone[:, None]
                 if linear.bias is not None:
                     yield linear.bias, gone
 
-    def _check(self, view: ModelView, parameters: Mapping[str, Tensor]) -> None:
+    def check(self, view: ModelView) -> None:
         """Refuse a model of another shape, before anything is changed."""
-        layers = len(view.layers)
-        fitting = {"heads": (layers, view.n_heads), "neurons": (layers, view.d_mlp)}
+        n = len(view.layers)
+        fitting: dict[str, tuple[int, ...]]
+        fitting = {"heads": (n, view.n_heads), "neurons": (n, view.d_mlp), "layers": (n,)}
         if self.component == "weights":
-            fitting = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+            fitting = {name: tuple(p.shape) for name, p in view.model.named_parameters()}
         for name, keep in self.keep.items():
             if tuple(keep.shape) != fitting.get(name):
                 raise ExciseError(
@@ -148,7 +186,12 @@ def keep_rows(
     return keep.scatter_(1, ranked.argsort(dim=1, stable=True)[:, :gone], False)
 
 
-def _plain(linear: nn.Module, view: ModelView) -> nn.Linear:
+def plain_linear(linear: nn.Module, view: ModelView) -> nn.Linear:
+    """Return a linear whose weights can be cut.
+
+    Raises:
+        ExciseError: It is quantised.
+    """
     if type(linear) is not nn.Linear:
         raise ExciseError(
             f"{view.path(linear)} is quantised ({type(linear).__name__}): load the model without "

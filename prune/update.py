@@ -176,8 +176,8 @@ def least_squares(weight: Weight, gram: Gram, keep: Keep, *, damping: float = 0.
 
 def reconstruction_error(weight: Weight, updated: Weight, gram: Gram) -> float:
     """Return `||X (W_new - W)^T||^2`: squared units of the output, summed over tokens and rows."""
-    difference = (updated.double() - weight.double()).to(gram.device)
-    return float(((difference @ gram.double()) * difference).sum())
+    difference = updated.to(gram) - weight.to(gram)
+    return float(((difference @ gram) * difference).sum(dtype=torch.float64))
 
 
 def centred(gram: Gram, input_sum: Float[Tensor, "in"], tokens: int) -> Gram:
@@ -270,17 +270,21 @@ def _sweep(
         group: Columns chosen at once, at most a block.
     """
     keep = torch.ones_like(work, dtype=torch.bool)
-    for start in range(0, work.shape[1], block):
-        end = min(start + block, work.shape[1])
-        piece, corner = work[:, start:end], factor[start:end, start:end]
+    columns = work.T.contiguous()  # (in, out): a column of weights lies together
+    gone = torch.zeros_like(columns[:group])
+    for start in range(0, len(columns), block):
+        end = min(start + block, len(columns))
+        piece, corner = columns[start:end], factor[start:end, start:end]
         errors = torch.zeros_like(piece)
         for i in range(end - start):
             if i % group == 0:
                 at = slice(start + i, min(start + i + group, end))
-                keep[:, at] = choose(work[:, at], at)
-            errors[:, i] = (piece[:, i] / corner[i, i]).masked_fill(keep[:, start + i], 0.0)
-            piece[:, i:].addr_(errors[:, i], corner[i, i:], alpha=-1)
-        work[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+                keep[:, at] = choose(columns[at].T, at)
+                gone = (~keep[:, at]).T
+            errors[i] = piece[i] * gone[i % group] / corner[i, i]
+            piece[i:].addr_(corner[i, i:], errors[i], alpha=-1)
+        columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+    work.copy_(columns.T)
     return keep
 
 

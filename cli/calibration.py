@@ -1,0 +1,92 @@
+"""What pruning is calibrated on: a text, a dataset, or what the model itself writes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+
+if TYPE_CHECKING:
+    from ..core.data import Sample
+    from ..core.loading import Loaded
+
+SELF = "self"
+DOCUMENTS = 50
+"""Of a dataset, read for each sample: enough for most texts."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration samples come from.
+
+    Raises:
+        ExciseError: The source is missing, empty, or no text: before a model is loaded.
+    """
+
+    name: str
+    n: int
+    length: int
+    seed: int
+
+    def __post_init__(self):
+        if self.name != SELF:
+            self._documents()
+
+    def samples(self, loaded: "Loaded") -> "list[Sample]":
+        """Return the samples, drawn by the seed.
+
+        Raises:
+            ExciseError: The text is shorter than one sample.
+        """
+        from ..core.data import encode_texts
+
+        if self.name == SELF:
+            return _written(loaded, self.n, self.length, self.seed)
+        documents = self._documents()
+        found = encode_texts(loaded.tokenizer, documents, self.n, self.length, self.seed)
+        if len(found) < self.n:
+            click.echo(f"{self.name} gives only {len(found)} of {self.n} samples", err=True)
+        return found
+
+    def prompt_hashes(self) -> list[str]:
+        """Return hashes of the lines, by which an evaluation knows them again."""
+        from ..core.data import line_hashes
+
+        documents = [] if self.name == SELF else self._documents()
+        return sorted({line for text in documents for line in line_hashes(text)})
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.n} samples of {self.length} tokens, seed {self.seed}"
+
+    def _documents(self) -> list[str]:
+        from ..eval.text import read_documents
+
+        return read_documents(self.name, self.n * DOCUMENTS)
+
+
+def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]":
+    """Let the model write: sampled, each text on from a word drawn from its vocabulary.
+
+    Data-free calibration as by Liu et al. (2023, LLM-QAT, arXiv 2305.17888): a first token at
+    random, then the model's own distribution. A text that ends goes on with the next.
+    """
+    import random
+
+    from tqdm import tqdm
+
+    from ..core.data import Sample
+    from ..eval.generation import Decoding, complete
+
+    drawn = random.Random(seed)
+    words = sorted(loaded.tokenizer.get_vocab().values())
+    special = set(loaded.tokenizer.all_special_ids)
+    ids: list[int] = []
+    with tqdm(total=n * length, desc="writing", unit="token", disable=None) as bar:
+        while len(ids) < n * length:
+            starts = [(drawn.choice(words),) for _ in range(min(8, n))]
+            starts = [start for start in starts if start[0] not in special]
+            decoding = Decoding(1, length - 1, top_p=1.0, seed=seed)
+            for index, (written,) in complete(loaded.model, starts, decoding, 8):
+                ids += [*starts[index], *written]
+                bar.update(1 + len(written))
+    return [Sample(tuple(ids[i * length : (i + 1) * length])) for i in range(n)]

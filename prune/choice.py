@@ -1,0 +1,153 @@
+"""What each matrix may keep, as far as the whole model decides it: global masks and budgets."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..core.families import LayerView, ModelView
+from .budgets import outlier_ratio, owl_budgets
+from .calibrate import Survey
+from .criteria import get_criterion
+from .recipe import OWL, SPARSEGPT, Recipe
+from .scopes import Scope, keep_global, keep_with_rows, parse_scope
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is settled before the layers are passed, by path of the linear."""
+
+    shares: Mapping[str, float]
+    """Sparsity of each matrix."""
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """What each row keeps, where budgets are of rows."""
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """The mask itself, where the scope is global."""
+
+    def keep(self, scope: Scope, path: str, scores: Tensor) -> Tensor:
+        """Return the mask of one matrix, given its scores."""
+        if path in self.rows:
+            return keep_with_rows(scores, self.rows[path])
+        return scope.keep(scores, self.shares[path])
+
+
+def linears_of(layer: LayerView, view: ModelView) -> dict[str, nn.Linear]:
+    """Return the linears of one decoder layer by path, in model order."""
+    return {
+        path: linear
+        for path, linear in view.layer_linears().items()
+        if path.startswith(f"{layer.path}.")
+    }
+
+
+def survey_needs(recipe: Recipe) -> set[str]:
+    """Return the statistics that have to be gathered from the whole model."""
+    needs: set[str] = set()
+    if recipe.budget == OWL:
+        needs.add("input_square")
+    elif recipe.budget:
+        needs.update(get_criterion(recipe.budget).needs)
+    if recipe.criterion != SPARSEGPT:
+        own = get_criterion(recipe.criterion).needs
+        whole = parse_scope(recipe.scope).kind == "global"
+        needs.update(name for name in own if whole or name not in ("input_square", "input_sum"))
+    return needs - {"tokens", "name", "seed"}
+
+
+def decide(
+    recipe: Recipe,
+    goal: float,
+    layers: Sequence[LayerView],
+    linears: Mapping[str, nn.Linear],
+    found: Survey | None,
+    kept: Mapping[str, Tensor],
+) -> Choice:
+    """Settle what the whole model decides.
+
+    Args:
+        recipe: Its scope, budget, floor and ceiling are read.
+        goal: Share of the weights of these layers that is to be gone afterwards.
+        layers: Decoder layers that are still to be pruned.
+        linears: Their linears by path.
+        found: A survey; None where nothing needs one.
+        kept: What earlier steps left: what is gone stays gone.
+
+    Raises:
+        ExciseError: Bounds that the goal does not fit.
+    """
+    scope = parse_scope(recipe.scope)
+    if scope.kind == "global":
+        scores = _Scores(recipe.criterion, layers, linears, found, kept)
+        masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
+        return Choice({}, masks=masks)
+    if recipe.budget == OWL:
+        return Choice(_owl(recipe, goal, layers, linears, found))
+    if recipe.budget:
+        scores = _Scores(recipe.budget, layers, linears, found, kept)
+        masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
+        if recipe.budget_unit == "row":
+            return Choice({}, rows={path: mask.sum(1) for path, mask in masks.items()})
+        return Choice({path: 1 - mask.float().mean().item() for path, mask in masks.items()})
+    return Choice(dict.fromkeys(linears, goal))
+
+
+class _Scores(Mapping[str, Tensor]):
+    """Scores of all matrices, computed when asked for, on one scale; what is gone is lowest.
+
+    Criteria whose scores do not mean the same in two layers are divided by the mean of their
+    decoder layer: so the relevance of all layers weighs the same, as conservation would have it.
+    """
+
+    def __init__(
+        self,
+        criterion: str,
+        layers: Sequence[LayerView],
+        linears: Mapping[str, nn.Linear],
+        found: Survey | None,
+        kept: Mapping[str, Tensor],
+    ):
+        assert found is not None
+        self.criterion, self.linears = get_criterion(criterion), linears
+        self.statistics, self.kept = found.statistics, kept
+        self.scale: dict[str, float] = dict.fromkeys(linears, 1.0)
+        if not self.criterion.comparable:
+            for layer in layers:
+                mine = [path for path in linears if path.startswith(f"{layer.path}.")]
+                total = sum(float(self._raw(path).sum(dtype=torch.float64)) for path in mine)
+                count = sum(linears[path].weight.numel() for path in mine)
+                self.scale.update(dict.fromkeys(mine, total / count or 1.0))
+
+    def _raw(self, path: str) -> Tensor:
+        return self.criterion.score(self.linears[path].weight, self.statistics[path])
+
+    def __getitem__(self, path: str) -> Tensor:
+        scores = self._raw(path) / self.scale[path]
+        return scores.masked_fill_(~self.kept[path].to(scores.device), -torch.inf)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.linears)
+
+    def __len__(self) -> int:
+        return len(self.linears)
+
+
+def _owl(
+    recipe: Recipe,
+    goal: float,
+    layers: Sequence[LayerView],
+    linears: Mapping[str, nn.Linear],
+    found: Survey | None,
+) -> dict[str, float]:
+    """Return OWL's sparsities: one for all matrices of a decoder layer."""
+    assert found is not None
+    wanda = get_criterion("wanda")
+    ratios, sizes, members = {}, {}, {}
+    for layer in layers:
+        mine = [path for path in linears if path.startswith(f"{layer.path}.")]
+        scores = [wanda.score(linears[path].weight, found.statistics[path]) for path in mine]
+        ratios[layer.path] = outlier_ratio(scores)
+        sizes[layer.path] = sum(linears[path].weight.numel() for path in mine)
+        members[layer.path] = mine
+    shares = owl_budgets(ratios, sizes, goal, floor=recipe.floor, ceiling=recipe.ceiling)
+    return {path: shares[layer] for layer, mine in members.items() for path in mine}

@@ -1,0 +1,94 @@
+"""Several recipes on one model and one calibration set, measured in the same way."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ..core.data import Sample
+from ..core.families import ModelView
+from ..core.memory import watched
+from .progress import Progress
+from .recipe import Recipe
+from .run import prune
+
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Trial(Generic[Found]):
+    """One recipe, and what came of it."""
+
+    name: str
+    recipe: Recipe
+    sparsity: float
+    """Counted."""
+    found: Found
+    """What was measured."""
+    seconds: float
+    """Of pruning."""
+    peak: int
+    """Bytes held while pruning, above what was held before; 0 where none of it ran now."""
+
+
+def compare(
+    model: Any,
+    samples: Sequence[Sample],
+    recipes: Mapping[str, Recipe],
+    measure: Callable[[], Found],
+    *,
+    batch_size: int = 4,
+    device: Any = None,
+    resume: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Iterator[Trial[Found]]:
+    """Prune by each recipe in turn, from the same dense weights.
+
+    Holds a copy of the weights that recipes change, and gives them back after each one.
+
+    Args:
+        model: The dense model.
+        samples: Calibration samples, the same for all.
+        recipes: By the name they are shown under.
+        measure: Called on each pruned model.
+        batch_size: Samples per pass.
+        device: As in `prune`.
+        resume: Folder for progress, one within it for each recipe.
+        seed: As in `prune`.
+        progress: As in `prune`.
+
+    Yields:
+        What came of each, as soon as it is there.
+
+    Raises:
+        ExciseError: As `prune`.
+    """
+    for name, recipe in recipes.items():
+        with unchanged(model):
+            store = Progress(None if resume is None else Path(resume) / name)
+            with watched() as held:
+                pruned = prune(
+                    model, samples, recipe, batch_size=batch_size, device=device,
+                    resume=store.folder, seed=seed, progress=progress,
+                )  # fmt: skip
+            found = measure()
+        yield Trial(name, recipe, pruned.sparsity, found, pruned.seconds, held.added)
+        store.remove()
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Give the weights of the decoder layers' linears back at the end of a block, bit by bit."""
+    linears = ModelView.of(model).layer_linears()
+    before = {path: linear.weight.detach().clone() for path, linear in linears.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for path, linear in linears.items():
+                linear.weight.copy_(before[path])

@@ -1,0 +1,91 @@
+"""What linears read, one decoder layer after another."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core.data import Batch
+from ..core.families import LayerView, ModelView
+from .layers import Flow, observed
+from .statistics import LinearFitter, LinearStatistics
+
+
+class Inputs:
+    """Hand on hidden states from layer to layer, and sum up what linears read on the way.
+
+    Args:
+        view: The model; its layers are pruned between `see` and `advance`.
+        batches: Calibration samples.
+        sequential: Whether the next layer reads what the pruned layer gives, or what the dense
+            one gave.
+        gram: Whether updates need the products of all pairs of inputs.
+        device: Where layers run; None: where they are.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        batches: Sequence[Batch],
+        *,
+        sequential: bool,
+        gram: bool,
+        device: Any,
+    ):
+        self.sequential, self.gram, self.device = sequential, gram, device
+        self.flow = Flow.begin(view, batches)
+        self._outputs: list[Tensor] = []
+
+    def see(
+        self,
+        index: int,
+        layer: LayerView,
+        linears: Mapping[str, nn.Linear],
+        weights: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> dict[str, LinearStatistics]:
+        """Run the layer as it is, and return what its linears read, by path.
+
+        Args:
+            index: Of the layer.
+            layer: The layer, not pruned yet.
+            linears: Its linears by path.
+            weights: Token weights by path and batch, for the gram matrices.
+        """
+        device = self.device or next(layer.module.parameters()).device
+        paths: dict[nn.Module, str] = {linear: path for path, linear in linears.items()}
+        read: dict[str, Tensor] = {}
+        leaders: dict[str, str] = {}
+        fitters: dict[str, LinearFitter] = {}
+
+        def see(linear: nn.Module, x: Tensor) -> None:
+            read[paths[linear]] = x
+
+        self._outputs = []
+        with observed(list(linears.values()), see):
+            for at, output in enumerate(self.flow.through(index, layer, device)):
+                self._outputs.append(output)
+                mask = self.flow.batches[at].attention_mask.bool().to(device)
+                for path, x in read.items():
+                    if path not in leaders:  # q, k and v read one tensor: it is summed up once
+                        same = [p for p in fitters if read[p] is x and weights is None]
+                        leaders[path] = same[0] if same else path
+                    if leaders[path] != path:
+                        continue
+                    if path not in fitters:
+                        fitters[path] = LinearFitter(
+                            x.shape[-1], gram=self.gram, weigh_gram=weights is not None,
+                            name=path, device=device,
+                        )  # fmt: skip
+                    given = None if weights is None else weights[path][at].to(device).view_as(mask)
+                    fitters[path].update(x.view(*mask.shape, -1), mask, given)
+        results = {path: fitter.result() for path, fitter in fitters.items()}
+        return {path: results[leader] for path, leader in leaders.items()}
+
+    def advance(self, index: int, layer: LayerView) -> None:
+        """Go on to the next layer, after `see` and after the layer was pruned."""
+        if self.sequential:
+            device = self.device or next(layer.module.parameters()).device
+            self.flow.advance(index, layer, device)
+        else:
+            self.flow.hidden = self._outputs
+        self._outputs = []

@@ -1,0 +1,87 @@
+"""Progress of a pruning run on disk: one file per finished layer."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.errors import ExciseError, first_line
+
+
+class Progress:
+    """Where an interrupted run goes on; without a folder nothing is kept.
+
+    Files are written under another name and renamed, so a killed run leaves none by halves.
+    """
+
+    def __init__(self, folder: str | Path | None):
+        self.folder = None if folder is None else Path(folder)
+
+    def check(self, recipe: str) -> None:
+        """Begin, or go on with the same run.
+
+        Raises:
+            ExciseError: The folder holds the progress of another run.
+        """
+        if self.folder is None:
+            return
+        written = self.folder / "recipe.txt"
+        if self.folder.exists() and (not written.is_file() or written.read_text() != recipe):
+            raise ExciseError(
+                f"{self.folder} holds the progress of another run (other model, data or options): "
+                "repeat that command, or remove the folder"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not written.exists():
+            partial = written.with_suffix(".part")
+            partial.write_text(recipe)
+            partial.rename(written)
+
+    def has_layer(self, step: int, index: int) -> bool:
+        """Whether this layer was finished."""
+        return self.folder is not None and self._layer(step, index).is_file()
+
+    def load_layer(
+        self, step: int, index: int, linears: Mapping[str, nn.Linear], kept: dict[str, Tensor]
+    ) -> None:
+        """Put a finished layer's weights into the model, and its masks into `kept`."""
+        tensors = self._read(self._layer(step, index))
+        for path, linear in linears.items():
+            linear.weight.data.copy_(tensors[path])
+            kept[path] = tensors[f"{path}.keep"].to(linear.weight.device)
+
+    def save_layer(
+        self, step: int, index: int, linears: Mapping[str, nn.Linear], kept: Mapping[str, Tensor]
+    ) -> None:
+        """Keep a finished layer."""
+        if self.folder is None:
+            return
+        tensors = {path: linear.weight.detach() for path, linear in linears.items()}
+        tensors |= {f"{path}.keep": kept[path] for path in linears}
+        self._write(self._layer(step, index), tensors)
+
+    def remove(self) -> None:
+        """Remove the folder, once the result is safe."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _layer(self, step: int, index: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"step-{step}-layer-{index:03}.safetensors"
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        partial = path.with_suffix(".part")
+        try:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)
+            partial.rename(path)
+        except (OSError, SafetensorError) as error:
+            raise ExciseError(f"{path} cannot be written: {first_line(error)}") from error
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ExciseError(f"{path} is damaged: remove its folder and begin again") from error
