@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from .lrp.relevance import Relevance
     from .lrp.run import forecast, score
     from .lrp.scope import LRPScope
+    from .prune.compare import compare_recipes
     from .prune.cut import Mask, select
+    from .prune.recipe import Recipe, get_recipe
+    from .prune.run import prune_weights
+    from .prune.shrink import select_uniform, shrink
+    from .prune.units import unit_scores
 
 __version__ = "0.1.0"
 
@@ -47,6 +52,7 @@ _HOME = {
     "ModelView": "core.families",
     "Perplexity": "eval.perplexity",
     "Prompt": "core.data",
+    "Recipe": "prune.recipe",
     "Relevance": "lrp.relevance",
     "RelevanceFitter": "lrp.fitter",
     "Repetition": "eval.repetition",
@@ -69,6 +75,12 @@ _HOME = {
     "forecast": "lrp.run",
     "score": "lrp.run",
     "select": "prune.cut",
+    "compare_recipes": "prune.compare",
+    "get_recipe": "prune.recipe",
+    "prune_weights": "prune.run",
+    "select_uniform": "prune.shrink",
+    "shrink": "prune.shrink",
+    "unit_scores": "prune.units",
 }
 
 __all__ = [  # noqa: RUF022  (grouped by room)
@@ -77,7 +89,8 @@ __all__ = [  # noqa: RUF022  (grouped by room)
     "FAMILIES", "Family", "ModelView",
     "load_model",
     "LRPScope", "Relevance", "RelevanceFitter", "forecast", "score",
-    "Mask", "select",
+    "Mask", "Recipe", "compare_recipes", "get_recipe", "prune_weights", "select", "select_uniform",
+    "shrink", "unit_scores",
     "Decoding", "Perplexity", "Repetition", "Report", "TaskAccuracy", "Toxicity",
     "check_gate", "choice_accuracy", "compare", "evaluate", "get_scorer", "perplexity",
     "read_policy",

@@ -7,8 +7,8 @@ import click
 from . import options as shared
 
 
-KINDS = ("families", "methods", "targets", "tasks", "aggregates", "criteria", "scopes", "recipes",
-         "scorers", "rules")  # fmt: skip
+KINDS = ("families", "methods", "targets", "tasks", "aggregates", "criteria", "unit-criteria",
+         "scopes", "recipes", "scorers", "rules")  # fmt: skip
 
 
 def table(kind: str) -> dict[str, str]:
@@ -33,6 +33,13 @@ def table(kind: str) -> dict[str, str]:
         from ..prune.criteria import CRITERIA
 
         return {name: f"{c.summary} ({c.source})" for name, c in CRITERIA.items()}
+    if kind == "unit-criteria":
+        from ..prune.units import UNIT_CRITERIA
+
+        return {
+            name: f"{c.summary} ({c.source}): {', '.join(c.components)}"
+            for name, c in UNIT_CRITERIA.items()
+        }
     if kind == "scopes":
         from ..prune.scopes import SCOPES
 

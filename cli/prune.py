@@ -31,7 +31,7 @@ CHANGES = ("criterion", "scope", "order", "update", "budget", "budget_unit", "fl
     "--components", default="weights", show_default=True, help="weights, neurons, heads or layers."
 )
 @click.option("--recipe", default="best", show_default=True, help="See excise ls recipes.")
-@click.option("--criterion", help="How components are scored; see excise ls criteria.")
+@click.option("--criterion", help="See excise ls criteria (of weights) and unit-criteria.")
 @click.option("--scope", help="row, layer, global, N:M or block:RxC: what scores compete.")
 @click.option("--order", help="oneshot, or sequential: layer by layer on the pruned prefix.")
 @click.option("--update", help="none, obs or admm: what becomes of the weights that stay.")
@@ -113,7 +113,7 @@ def _weights(
     from ..core.memory import peak, readable
     from ..prune.forecast import forecast
     from ..prune.progress import Progress
-    from ..prune.run import prune
+    from ..prune.run import prune_weights
 
     recipe = recipe_of(options, options["recipe"])
     source = calibration_of(options)
@@ -127,7 +127,7 @@ def _weights(
         return
     assert output is not None
     started = time.perf_counter()
-    pruned = prune(
+    pruned = prune_weights(
         loaded.model, samples, recipe, batch_size=options["batch_size"], resume=resume,
         device=options["layer_device"], seed=options["seed"], progress=True,
     )  # fmt: skip

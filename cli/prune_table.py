@@ -110,7 +110,7 @@ def measure_all(
 ) -> Table:
     """Prune by every recipe to every sparsity, measure each, and say so on the way."""
     from ..eval.run import default_cache, evaluate
-    from ..prune.compare import compare
+    from ..prune.compare import compare_recipes
 
     def measured() -> "Evaluation":
         return evaluate(loaded, [metric], cache=default_cache(), progress=options["progress"])
@@ -124,7 +124,7 @@ def measure_all(
     click.echo(f"dense: perplexity {dense['perplexity'].headline}", err=True)
     keys = {f"{name}-{sparsity:g}": name for name, sparsity in todo}
     named = dict(zip(keys, todo.values(), strict=True))
-    for trial in compare(loaded.model, samples, named, measured, **options):
+    for trial in compare_recipes(loaded.model, samples, named, measured, **options):
         found = trial.found["perplexity"].headline
         click.echo(f"{trial.name}: perplexity {found}, {trial.seconds:.0f} s", err=True)
         trials.append(replace(trial, name=keys[trial.name]))

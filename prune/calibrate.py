@@ -1,11 +1,11 @@
 """Calibration of the whole model at once: what gradients and relevance say of every weight."""
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -13,8 +13,8 @@ from ..core.data import Sample, batches
 from ..core.families import ModelView
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.methods import Aggregate
-from .layers import observed
-from .statistics import LinearFitter, LinearStatistics
+from .activations import input_statistics
+from .statistics import LinearStatistics
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Survey:
     """By path; without gram matrices."""
     token_weights: dict[str, list[Tensor]] = field(default_factory=dict)
     """By path, per batch (batch, seq): `||g_t||^2` of the relevance at the layer's output."""
+    seconds: float = 0.0
+    """What gathering took."""
 
 
 def survey(
@@ -57,7 +59,6 @@ def survey(
     *,
     batch_size: int = 4,
     weigh_tokens: bool = False,
-    seed: int = 0,
     progress: bool = False,
 ) -> Survey:
     """Gather statistics of every linear of the decoder layers.
@@ -71,17 +72,13 @@ def survey(
         needs: Fields of `LinearStatistics`; those of `PASSES`, and those of inputs.
         batch_size: Samples per pass.
         weigh_tokens: Whether to keep each token's relevance at each linear.
-        seed: Handed on to the criterion `random`.
         progress: Whether to draw progress bars on a terminal.
 
     Raises:
         ExciseError: As `RelevanceFitter`.
     """
+    started = time.perf_counter()
     linears = view.layer_linears()
-    fitters = {
-        path: LinearFitter(linear.in_features, gram=False, name=path, device=linear.weight.device)
-        for path, linear in linears.items()
-    }
     fields = {name: PASSES[name] for name in PASSES if name in needs}
     if weigh_tokens or "lrp_input_square" in needs:
         fields["lrp_square"] = PASSES["lrp_square"]
@@ -98,14 +95,16 @@ def survey(
             found[path][name] = total
             if name == "lrp_square" and "lrp_input_square" in needs:
                 found[path]["lrp_input_square"] = total.sum(0)  # tokens weighed by ||g_t||^2
-    if wants_inputs:
-        _forward(view, fitters, samples, batch_size, progress)
     tokens = sum(len(sample.input_ids) for sample in samples)
-    statistics = {}
-    for path, fields_found in found.items():
-        inputs = vars(fitters[path].result()) if wants_inputs else {"name": path, "tokens": tokens}
-        statistics[path] = LinearStatistics(**{**inputs, **fields_found, "seed": seed})
-    return Survey(statistics, weights)
+    inputs = [LinearStatistics(tokens)] * len(linears)
+    if wants_inputs:
+        shown = _shown(samples, batch_size, "activations", progress)
+        inputs = input_statistics(view, shown, list(linears.values()))
+    statistics = {
+        path: replace(read, **fields_found, name=path)
+        for (path, fields_found), read in zip(found.items(), inputs, strict=True)
+    }
+    return Survey(statistics, weights, time.perf_counter() - started)
 
 
 def _backward(
@@ -125,30 +124,6 @@ def _backward(
         for batch in _shown(samples, batch_size, f"gradients ({gathered.method})", progress):
             fitter.update(batch)
     return fitter.weight_sums()
-
-
-def _forward(
-    view: ModelView,
-    fitters: Mapping[str, LinearFitter],
-    samples: Sequence[Sample],
-    batch_size: int,
-    progress: bool,
-) -> None:
-    """Run the model without gradients and show each linear's inputs to its fitter."""
-    linears = view.layer_linears()
-    by_module: dict[nn.Module, LinearFitter] = {
-        linear: fitters[path] for path, linear in linears.items()
-    }
-    for batch in _shown(samples, batch_size, "activations", progress):
-        batch = batch.to(view.embedding.weight.device)
-        mask = batch.attention_mask.bool()
-
-        def see(linear: nn.Module, x: Tensor, mask: Tensor = mask) -> None:
-            by_module[linear].update(x.view(*mask.shape, -1), mask)
-
-        body = view.model.get_submodule(view.family.body)
-        with observed(list(linears.values()), see), torch.no_grad():
-            body(**batch.model_inputs(view.family.passes_position_ids))
 
 
 @contextmanager

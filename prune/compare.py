@@ -9,11 +9,10 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from ..core.data import Sample
-from ..core.families import ModelView
 from ..core.memory import watched
 from .progress import Progress
 from .recipe import Recipe
-from .run import prune
+from .run import prune_weights
 
 
 Found = TypeVar("Found")
@@ -35,7 +34,7 @@ class Trial(Generic[Found]):
     """Bytes held while pruning, above what was held before; 0 where none of it ran now."""
 
 
-def compare(
+def compare_recipes(
     model: Any,
     samples: Sequence[Sample],
     recipes: Mapping[str, Recipe],
@@ -49,7 +48,7 @@ def compare(
 ) -> Iterator[Trial[Found]]:
     """Prune by each recipe in turn, from the same dense weights.
 
-    Holds a copy of the weights that recipes change, and gives them back after each one.
+    Holds a copy of the dense model, which comes back after each one.
 
     Args:
         model: The dense model.
@@ -57,24 +56,25 @@ def compare(
         recipes: By the name they are shown under.
         measure: Called on each pruned model.
         batch_size: Samples per pass.
-        device: As in `prune`.
+        device: As in `prune_weights`.
         resume: Folder for progress, one within it for each recipe.
-        seed: As in `prune`.
-        progress: As in `prune`.
+        seed: As in `prune_weights`.
+        progress: As in `prune_weights`.
 
     Yields:
         What came of each, as soon as it is there.
 
     Raises:
-        ExciseError: As `prune`.
+        ExciseError: As `prune_weights`.
     """
+    surveys: dict[Any, Any] = {}
     for name, recipe in recipes.items():
         with unchanged(model):
             store = Progress(None if resume is None else Path(resume) / name)
             with watched() as held:
-                pruned = prune(
+                pruned = prune_weights(
                     model, samples, recipe, batch_size=batch_size, device=device,
-                    resume=store.folder, seed=seed, progress=progress,
+                    resume=store.folder, seed=seed, surveys=surveys, progress=progress,
                 )  # fmt: skip
             found = measure()
         yield Trial(name, recipe, pruned.sparsity, found, pruned.seconds, held.added)
@@ -83,12 +83,11 @@ def compare(
 
 @contextmanager
 def unchanged(model: Any) -> Iterator[None]:
-    """Give the weights of the decoder layers' linears back at the end of a block, bit by bit."""
-    linears = ModelView.of(model).layer_linears()
-    before = {path: linear.weight.detach().clone() for path, linear in linears.items()}
+    """Give all parameters back at the end of a block, bit by bit."""
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for path, linear in linears.items():
-                linear.weight.copy_(before[path])
+            for name, tensor in model.named_parameters():
+                tensor.copy_(before[name])

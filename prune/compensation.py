@@ -6,7 +6,6 @@ linear's mean output stays what it was on the calibration tokens (An et al. 2024
 """
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from ..core.data import Batch
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView
+from .activations import input_statistics
 from .cut import plain_linear
-from .layers import observed
 
 
 def mean_inputs_of(model: Any, batches: Iterable[Batch], component: str) -> dict[int, Tensor]:
@@ -34,31 +33,16 @@ def mean_inputs_of(model: Any, batches: Iterable[Batch], component: str) -> dict
         By layer index, on the CPU in float64: (d_mlp,) or (n_heads * head_dim,).
 
     Raises:
-        ExciseError: An unknown component, `layers` (nothing is left to take up a mean), no tokens.
+        ExciseError: An unknown component, `layers` (nothing is left to take up a mean), no tokens,
+            or activations that are not finite.
     """
     view = model if isinstance(model, ModelView) else ModelView.of(model)
-    linears = outputs(view, component)
-    sums = [torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears]
-    index_of = {id(linear): index for index, linear in enumerate(linears)}
-    real, tokens = torch.zeros(0), 0
-
-    def see(linear: nn.Module, given: Tensor) -> None:
-        rows = given.flatten(0, -2)[real.to(given.device)]  # OPT of transformers 4 is flat already
-        sums[index_of[id(linear)]] += rows.sum(0, dtype=torch.float64).cpu()
-
-    body = view.model.get_submodule(view.family.body)
-    with observed(linears, see), torch.no_grad(), ExitStack() as undo:
-        for module in view.model.modules():
-            undo.callback(setattr, module, "training", module.training)
-        view.model.eval()
-        for batch in batches:
-            batch = batch.to(view.embedding.weight.device)
-            real = batch.attention_mask.flatten().bool()
-            tokens += int(real.sum())
-            body(**batch.model_inputs(view.family.passes_position_ids))
-    if not tokens:
-        raise ExciseError("there are no tokens to take means over: give some calibration text")
-    return {index: total / tokens for index, total in enumerate(sums)}
+    found = input_statistics(view, batches, outputs(view, component))
+    means: dict[int, Tensor] = {}
+    for index, statistics in enumerate(found):
+        assert statistics.input_sum is not None
+        means[index] = (statistics.input_sum / statistics.tokens).cpu()
+    return means
 
 
 def compensated_biases(
@@ -79,17 +63,12 @@ def compensated_biases(
         ExciseError: Means that do not fit or are not finite, or no place for a bias in the config.
     """
     biases = []
-    linears = outputs(view, component)
+    linears = check_biases(view, component)
     if set(mean_inputs) != set(range(len(linears))):
         raise ExciseError(
             f"mean inputs are of layers {[*mean_inputs]}, and the model has 0 to {len(linears) - 1}"
         )
     for index, linear in enumerate(linears):
-        if linear.bias is None and bias_key(view, component) is None:
-            raise ExciseError(
-                f"a config of type {view.family.name} has no bias for {view.path(linear)}: "
-                "shrink without mean_inputs"
-            )
         mean = mean_inputs[index].detach()
         if tuple(mean.shape) != (linear.in_features,):
             raise ExciseError(
@@ -108,6 +87,22 @@ def compensated_biases(
                 f"{linear.weight.dtype}: take the means and shrink with --dtype float32"
             )
     return biases
+
+
+def check_biases(view: ModelView, component: str) -> list[nn.Linear]:
+    """Return the output linears, by layer, if each has a bias or the config can give it one.
+
+    Raises:
+        ExciseError: The family has no place for a bias there, or whole layers are asked for.
+    """
+    linears = outputs(view, component)
+    for linear in linears:
+        if linear.bias is None and bias_key(view, component) is None:
+            raise ExciseError(
+                f"a config of type {view.family.name} has no bias for {view.path(linear)}: "
+                "shrink without mean_inputs (--compensate)"
+            )
+    return linears
 
 
 def outputs(view: ModelView, component: str) -> list[nn.Linear]:

@@ -161,8 +161,7 @@ def select(relevance: Relevance, component: Component, sparsity: float, rank: Ra
         raise unknown_name("component", component, COMPONENTS)
     if rank not in RANKS:
         raise unknown_name("rank", rank, RANKS)
-    if not 0.0 <= sparsity < 1.0:
-        raise ExciseError(f"sparsity is {sparsity}: give a share from 0 to below 1, as in 0.3")
+    check_sparsity(sparsity)
     if component == "weights":
         if not relevance.weights:
             raise ExciseError("this relevance holds no weights: score again with --weights '*'")
@@ -170,10 +169,39 @@ def select(relevance: Relevance, component: Component, sparsity: float, rank: Ra
             name: keep_rows(scores, sparsity, rank) for name, scores in relevance.weights.items()
         }
         return Mask(component, keep)
-    scores = relevance.get(component)
-    return Mask(
-        component, {component: keep_rows(scores.view(1, -1), sparsity, rank).view_as(scores)}
-    )
+    return select_overall(relevance.get(component), component, sparsity, rank)
+
+
+def select_overall(
+    scores: Float[Tensor, "layers units"],
+    component: Component,
+    sparsity: float,
+    rank: Rank = "signed",
+) -> Mask:
+    """Choose what stays: all but the lowest share, compared over all layers.
+
+    Args:
+        scores: Of heads or neurons; they have to mean the same in two layers.
+        component: `heads` or `neurons`.
+        sparsity: Share that goes.
+        rank: As for `select`.
+
+    Raises:
+        ExciseError: A sparsity out of range.
+    """
+    check_sparsity(sparsity)
+    keep = keep_rows(scores.view(1, -1), sparsity, rank).view_as(scores)
+    return Mask(component, {component: keep})
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a share that is out of range, or no number.
+
+    Raises:
+        ExciseError: Names it.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise ExciseError(f"sparsity is {sparsity}: give a share from 0 to below 1, as in 0.3")
 
 
 def keep_rows(

@@ -137,7 +137,8 @@ class Recipe:
 
 _WANDA = Recipe()
 RECIPES: dict[str, Recipe] = {
-    "best": Recipe(criterion="wanda-fisher", budget="fisher", update="admm"),
+    "best": Recipe(budget="fisher", update="admm", tune=2),
+    "best-update": Recipe(budget="fisher", update="admm"),
     "best-mask": Recipe(criterion="wanda-fisher", budget="fisher"),
     "wanda": _WANDA,
     "sparsegpt": Recipe(criterion=SPARSEGPT, scope="layer"),

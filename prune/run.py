@@ -49,7 +49,7 @@ class Pruned:
         return self.mask.sparsity
 
 
-def prune(
+def prune_weights(
     model: Any,
     samples: Sequence[Sample],
     recipe: Recipe,
@@ -58,6 +58,7 @@ def prune(
     device: Any = None,
     resume: str | Path | None = None,
     seed: int = 0,
+    surveys: dict[tuple[str, ...], Survey] | None = None,
     progress: bool = False,
 ) -> Pruned:
     """Prune a model in place.
@@ -75,6 +76,8 @@ def prune(
         resume: Folder for progress: an interrupted run goes on from there at its layer, given the
             dense model again. Left in place: remove it when the result is safe.
         seed: Of the criterion `random`.
+        surveys: Kept between runs on the same dense model and samples, so that gradients which
+            two recipes need are taken once; their time counts for both.
         progress: Whether to draw progress bars on a terminal.
 
     Raises:
@@ -92,6 +95,7 @@ def prune(
     store = Progress(resume)
     store.check(f"{recipe} {seed} {batch_size} {fingerprint(samples)} {model_hash(model)}")
     job = _Job(view, samples, recipe, batch_size, device, seed, store, progress)
+    job.surveys = {} if surveys is None else surveys
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -109,7 +113,8 @@ def prune(
         for module, flag in training.items():
             module.training = flag
     mask = Mask("weights", {f"{path}.weight": keep.cpu() for path, keep in job.kept.items()})
-    return Pruned(mask, recipe, time.perf_counter() - started, job.errors, divergences)
+    seconds = time.perf_counter() - started + job.borrowed
+    return Pruned(mask, recipe, seconds, job.errors, divergences)
 
 
 class _Job:
@@ -134,6 +139,9 @@ class _Job:
             for path, linear in view.layer_linears().items()
         }
         self.errors: dict[str, float] = {}
+        self.surveys: dict[tuple[str, ...], Survey] = {}
+        self.borrowed = 0.0
+        """Seconds that an earlier run spent on a survey this one used."""
 
     def run(self, step: int) -> None:
         """Go through all layers once, as far as an earlier run did not."""
@@ -147,7 +155,7 @@ class _Job:
         with bar:
             for index, layer in enumerate(layers):
                 if index % every == 0 and not all(done[index : index + every]):
-                    found = self._survey()
+                    found = self._survey(dense=not step and not index)
                     choice = self._decide(step, index, found)
                 mine = linears_of(layer, self.view)
                 with _on(layer.module, self.device):
@@ -172,14 +180,21 @@ class _Job:
             device=self.device,
         )
 
-    def _survey(self) -> Survey | None:
+    def _survey(self, dense: bool) -> Survey | None:
         needs, weigh = survey_needs(self.recipe), self.recipe.weigh_tokens
         if not needs and not weigh:
             return None
-        return survey(
+        key = (*sorted(needs), *(["token weights"] if weigh else []))
+        if dense and key in self.surveys:
+            self.borrowed += self.surveys[key].seconds
+            return self.surveys[key]
+        found = survey(
             self.view, self.samples, needs, batch_size=self.batch_size, weigh_tokens=weigh,
             progress=self.progress,
         )  # fmt: skip
+        if dense:
+            self.surveys[key] = found
+        return found
 
     def _decide(self, step: int, first: int, found: Survey | None) -> Choice:
         """Settle what the layers from the first one on keep, so that all together meet the goal."""

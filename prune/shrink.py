@@ -9,7 +9,7 @@ What went can leave its mean behind, in a bias: see `compensation`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import LayerView, ModelView
 from .compensation import bias_key, compensated_biases, outputs
-from .cut import Mask, keep_rows, plain_linear
+from .cut import Mask, check_sparsity, keep_rows, plain_linear
 
 
 StructuredComponent = Literal["neurons", "heads", "layers"]
@@ -57,8 +57,7 @@ def select_uniform(
     summed = scores.detach().double().cpu().reshape(-1, units, together).sum(2)
     if bool(summed.isnan().any()):
         raise ExciseError(f"scores of {component} are NaN in places: score again in float32")
-    if not 0.0 <= sparsity < 1.0:
-        raise ExciseError(f"sparsity is {sparsity}: give a share from 0 to below 1, as in 0.3")
+    check_sparsity(sparsity)
     if multiple_of < 1 or (multiple_of > 1 and component != "neurons"):
         raise ExciseError(f"multiple_of is {multiple_of}: 1 or more, and above 1 for neurons only")
     stays = units - round(sparsity * units)
@@ -92,7 +91,7 @@ def shrink(model: Any, mask: Mask, mean_inputs: Mapping[int, Tensor] | None = No
             do not fit; a bias that the config has no place for; a quantised model.
     """
     view = ModelView.of(model)
-    keep = _checked(view, mask)
+    keep = check_shrink(view, mask)
     biases: list[Tensor] = []
     if mean_inputs is not None:
         biases = compensated_biases(view, mask.component, keep, mean_inputs)
@@ -122,8 +121,12 @@ def _units(view: ModelView, component: str) -> tuple[int, int, tuple[int, ...]]:
     raise unknown_name("component", component, STRUCTURED)
 
 
-def _checked(view: ModelView, mask: Mask) -> Tensor:
-    """Return what stays as a bool tensor on the CPU, if a plain config can say it."""
+def check_shrink(view: ModelView, mask: Mask) -> Tensor:
+    """Return what stays as a bool tensor on the CPU, if a plain config can say it.
+
+    Raises:
+        ExciseError: It cannot; as `shrink`, which changes nothing before this.
+    """
     component = mask.component
     if component == "weights":
         raise ExciseError("single weights cannot be taken out: set them to zero with mask.apply_")
@@ -162,7 +165,7 @@ def _check_heads(view: ModelView, grouped: Tensor, stays: int) -> None:
     if view.family.head_counts == "fixed":
         raise ExciseError(
             f"heads cannot be taken out of a model of type {name}, whose config fixes heads x head "
-            "size to the hidden size: cut neurons or layers, or set heads to zero with mask.apply_"
+            "size to the hidden size: cut neurons or layers, or set heads to zero (--zero)"
         )
     torn = (grouped.any(2) != grouped.all(2)).nonzero().tolist()
     if torn:
@@ -176,34 +179,43 @@ def _check_heads(view: ModelView, grouped: Tensor, stays: int) -> None:
         raise ExciseError(
             f"{stays} heads do not divide the hidden size {width}, and transformers 5 loads no "
             f"{name} config where they do not: of {view.n_kv_heads} KV groups keep "
-            f"{' or '.join(map(str, fitting)) or 'all'} (or set heads to zero with mask.apply_)"
+            f"{' or '.join(map(str, fitting)) or 'all'} (or set heads to zero: --zero)"
         )
+
+
+def writers(layer: LayerView, component: str) -> tuple[nn.Linear, ...]:
+    """Return the linears whose rows go with neurons, or with heads: queries, keys, values."""
+    if component == "neurons":
+        return layer.mlp_in
+    query, key = (cast(nn.Linear, module) for module in layer.query_key[:2])
+    return query, key, layer.value
+
+
+def under_switch(view: ModelView, layer: LayerView, key: str) -> tuple[nn.Linear, ...]:
+    """Return the linears of a layer that one config key gives a bias."""
+    family = view.family
+    mlp = (*layer.mlp_in, layer.mlp_out) if family.mlp_bias == key else ()
+    heads = (*writers(layer, "heads"), layer.attention_out) if family.attention_bias == key else ()
+    return (*mlp, *heads)
 
 
 def _set_biases(view: ModelView, component: str, biases: list[Tensor]) -> None:
     """Give the output linears their biases; where there are none, switch them on in the config."""
-    family, key = view.family, bias_key(view, component)
+    key = bias_key(view, component)
     for layer, linear, bias in zip(view.layers, outputs(view, component), biases, strict=True):
         if linear.bias is None and key is not None:
             setattr(view.model.config, key, True)
-            mlp = (*layer.mlp_in, layer.mlp_out) if family.mlp_bias == key else ()
-            attention = _attention(layer) if family.attention_bias == key else ()
-            for other in (*mlp, *attention):
+            for other in under_switch(view, layer, key):
                 if other.bias is None:
                     zeros = other.weight.new_zeros(other.out_features)
                     other.bias = nn.Parameter(zeros, other.weight.requires_grad)
         linear.bias.copy_(bias)
 
 
-def _attention(layer: LayerView) -> tuple[Any, ...]:
-    query, key = layer.query_key[:2]
-    return query, key, layer.value, layer.attention_out
-
-
 def _cut_neurons(view: ModelView, keep: Tensor) -> None:
     key = view.family.mlp_width
     for layer, stays in zip(view.layers, keep, strict=True):
-        for linear in layer.mlp_in:
+        for linear in writers(layer, "neurons"):
             _cut(linear, 0, stays)
         _cut(layer.mlp_out, 1, stays)
         _tell(layer.module, key, layer.mlp_out.in_features)
@@ -213,11 +225,9 @@ def _cut_neurons(view: ModelView, keep: Tensor) -> None:
 def _cut_heads(view: ModelView, keep: Tensor) -> None:
     groups = keep[:, :: view.n_heads // view.n_kv_heads]
     for layer, heads, kept in zip(view.layers, keep, groups, strict=True):
-        query, key, value, out = _attention(layer)
-        _cut(query, 0, heads.repeat_interleave(view.head_dim))
-        _cut(key, 0, kept.repeat_interleave(view.head_dim))
-        _cut(value, 0, kept.repeat_interleave(view.head_dim))
-        _cut(out, 1, heads.repeat_interleave(view.head_dim))
+        for linear, stays in zip(writers(layer, "heads"), (heads, kept, kept), strict=True):
+            _cut(linear, 0, stays.repeat_interleave(view.head_dim))
+        _cut(layer.attention_out, 1, heads.repeat_interleave(view.head_dim))
     config = view.model.config
     config.head_dim = view.head_dim
     config.num_attention_heads = int(keep[0].sum())

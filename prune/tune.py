@@ -3,7 +3,8 @@
 Retraining a thousandth of the parameters wins back much of what a cut costs (Zimmer et al. 2023,
 PERP, arXiv 2312.15230). What is fitted here are the dense model's own predictions on the
 calibration samples (Hinton et al. 2015, arXiv 1503.02531), so the model is brought back to itself
-and not to the calibration text. Scales are folded into the weights: nothing is added, zeros stay zeros.
+and not to the calibration text. Scales are folded into the weights: nothing is added, zeros stay
+zeros.
 """
 
 from collections.abc import Iterator, Sequence
@@ -119,8 +120,8 @@ def _scaled(view: ModelView) -> Iterator[list[nn.Parameter]]:
         for bias in biases:
             bias.requires_grad_(False)
         with torch.no_grad():
-            for module, scale in scales.items():
-                _fold(module, scale)
+            for module, factors in scales.items():
+                _fold(module, factors)
 
 
 def _fold(module: Any, scale: Tensor) -> None:

@@ -81,7 +81,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 SCORE = "score {model} --prompts {prompts} -o {out}"
 TEXT = "score {model} --text {text} -o {out}"
 TOXIC = "eval {model} --toxicity {prompts} --scorer words:{text}"
-PRUNE = "prune {model} --relevance {relevance} --sparsity 0.3 -o {out}"
+PRUNE = "prune {model} --relevance {relevance} --components neurons --zero --sparsity 0.3 -o {out}"
 
 CASES = [
     # what is read
@@ -161,6 +161,7 @@ CASES = [
     ("score {model} --prompts {prompts} -o {taken}/deep/out", "{taken}"),
     ("score {model} --prompts {prompts} -o {nan_relevance}", "{nan_relevance}"),
     ("prune {model} --relevance {relevance} --sparsity 0.3", "-o"),
+    ("prune {model} --relevance {relevance} --components heads -o {out}", "--sparsity"),
     ("show {relevance} --html {missing}/page.html", "{missing}"),
     # which relevance
     ("show {missing}", "{missing}"),

@@ -45,7 +45,7 @@ def test_an_edit_of_an_edit_remembers_both(
         relevance = tmp_path / f"{out.name}-relevance"
         assert excise("score", model, *data, "--samples", 4, "-o", relevance).exit_code == 0
         cut = ("--relevance", relevance, "--components", "heads", "--sparsity", 0.2, "-o", out)
-        assert excise("prune", model, *cut).exit_code == 0
+        assert excise("prune", model, *cut, "--zero").exit_code == 0
     found = excise("eval", second, "--perplexity", text_file, "--window", 32, "--task", "ioi")
     for outcome in ("perplexity", "tasks.ioi"):
         assert f"texts of {outcome} chose the edit of {second}" in found.stderr

@@ -176,7 +176,7 @@ def test_prompts_go_from_score_through_prune_to_the_gate(
     source = ("--task", "ioi", "--samples", 8)
     assert excise("score", model, *source, "-o", tmp_path / "relevance").exit_code == 0
     pruned = ("--relevance", tmp_path / "relevance", "--components", "heads", "--sparsity", 0.2)
-    assert excise("prune", model, *pruned, "-o", cut).exit_code == 0
+    assert excise("prune", model, *pruned, "--zero", "-o", cut).exit_code == 0
 
     reused = excise("eval", model, cut, "--task", "ioi", "--samples", 20, "--gate", policy)
     assert reused.exit_code == 3

@@ -110,7 +110,8 @@ def test_prune(
     excise: Run, tiny_folder: Folder, scored: Folder, tmp_path: Path, kind: str, component: str
 ):
     out = tmp_path / "out"
-    arguments = ("prune", tiny_folder(kind), "--relevance", scored(kind), "--components", component)
+    source = ("--relevance", scored(kind), "--zero")
+    arguments = ("prune", tiny_folder(kind), *source, "--components", component)
     dry = excise(*arguments, "--sparsity", 0.25, "--dry-run", "--json")
     assert names(tmp_path) == []
     result = excise(*arguments, "--sparsity", 0.25, "-o", out, "--json")
@@ -131,6 +132,10 @@ def test_ls_reads_the_tables(excise: Run):
     from excise.eval.scorers import SCORERS
     from excise.lrp.methods import AGGREGATES, METHODS
     from excise.lrp.targets import SUMMARIES, TARGETS
+    from excise.prune.criteria import CRITERIA
+    from excise.prune.recipe import RECIPES
+    from excise.prune.scopes import SCOPES
+    from excise.prune.units import UNIT_CRITERIA
 
     tables: dict[str, Any] = {
         "families": FAMILIES,
@@ -138,6 +143,10 @@ def test_ls_reads_the_tables(excise: Run):
         "targets": TARGETS,
         "tasks": TASKS,
         "aggregates": AGGREGATES,
+        "criteria": CRITERIA,
+        "unit-criteria": UNIT_CRITERIA,
+        "scopes": SCOPES,
+        "recipes": RECIPES,
         "scorers": SCORERS,
         "rules": [*BOUNDS, "equivalence"],
     }
@@ -158,7 +167,7 @@ def test_env(excise: Run):
 def test_bad_usage_exits_2(excise: Run):
     assert excise("score", "--no-such-option").exit_code == 2
     assert excise("no-such-verb").exit_code == 2
-    assert excise("prune", "model").exit_code == 2  # --relevance is missing
+    assert excise("prune").exit_code == 2  # MODEL is missing
     assert excise("eval", "model", "--window", "long").exit_code == 2
 
 

@@ -197,3 +197,21 @@ def test_a_pruned_folder_loads_in_stock_transformers(
     assert not list((tmp_path / "cut").glob("*.bin"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cut")
     assert tokenizer("Mary gave")["input_ids"] == tiny_tokenizer("Mary gave")["input_ids"]
+
+
+@pytest.mark.parametrize("component", ["heads", "weights"])
+def test_masks_come_back_from_disk(component: Any, tiny_llama: Any, tmp_path: Any):
+    mask = select(relevance_of(tiny_llama), component, 0.3)
+    mask.save_pretrained(tmp_path / "mask")
+    read = Mask.from_pretrained(tmp_path / "mask")
+    assert read.component == component
+    assert read.sparsity == mask.sparsity
+    assert read.keep.keys() == mask.keep.keys()
+    assert all(torch.equal(read.keep[name], keep) for name, keep in mask.keep.items())
+    assert all(keep.dtype == torch.bool for keep in read.keep.values())
+    with pytest.raises(ExciseError, match="exists"):
+        mask.save_pretrained(tmp_path / "mask")
+    config = tmp_path / "mask" / "config.json"
+    config.write_text(config.read_text().replace('"shapes": {', '"shapes": {"other": [3], '))
+    with pytest.raises(ExciseError, match="other is not there"):
+        Mask.from_pretrained(tmp_path / "mask")

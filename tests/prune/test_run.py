@@ -11,7 +11,7 @@ from excise.core.data import Sample, collate
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
 from excise.prune.recipe import RECIPES, Recipe, get_recipe
-from excise.prune.run import prune
+from excise.prune.run import prune_weights
 from torch import Tensor
 
 
@@ -62,7 +62,7 @@ def slow_wanda(model: Any, samples: list[Sample], gone: float, sequential: bool)
 def test_wanda_is_that_of_whole_forward_passes(kind: str, order: Any, tiny: Callable[..., Any]):
     samples = prompts()
     model, slow = tiny(kind).double(), tiny(kind).double()
-    pruned = prune(model, samples, Recipe(order=order), batch_size=2)
+    pruned = prune_weights(model, samples, Recipe(order=order), batch_size=2)
     slow_wanda(slow, samples, 0.5, order == "sequential")
     for (name, parameter), expected in zip(
         model.named_parameters(), slow.parameters(), strict=True
@@ -103,7 +103,7 @@ def fisher(model: Any, samples: list[Sample]) -> dict[str, Tensor]:
 def test_global_fisher_is_one_sort_over_all_weights(kind: str, tiny: Callable[..., Any]):
     samples = prompts()
     model, slow = tiny(kind).double(), tiny(kind).double()
-    pruned = prune(model, samples, Recipe(0.3, "fisher", "global", "oneshot"), batch_size=2)
+    pruned = prune_weights(model, samples, Recipe(0.3, "fisher", "global", "oneshot"), batch_size=2)
     linears = ModelView.of(slow).layer_linears()
     scores = {p: linears[p].weight.abs() * f.sqrt() for p, f in fisher(slow, samples).items()}
     every = torch.cat([score.flatten() for score in scores.values()])
@@ -115,9 +115,9 @@ def test_global_fisher_is_one_sort_over_all_weights(kind: str, tiny: Callable[..
 @pytest.mark.parametrize("kind", KINDS)
 def test_row_budgets_are_those_of_the_global_mask(kind: str, tiny: Callable[..., Any]):
     samples = prompts()
-    whole = prune(tiny(kind), samples, Recipe(0.4, "fisher", "global", "oneshot"))
+    whole = prune_weights(tiny(kind), samples, Recipe(0.4, "fisher", "global", "oneshot"))
     for criterion in ("wanda", "fisher"):
-        rows = prune(tiny(kind), samples, Recipe(0.4, criterion, budget="fisher"))
+        rows = prune_weights(tiny(kind), samples, Recipe(0.4, criterion, budget="fisher"))
         for name, keep in whole.mask.keep.items():
             assert torch.equal(rows.mask.keep[name].sum(1), keep.sum(1)), name
             if criterion == "fisher":  # inside rows it chooses what it chose over all
@@ -130,13 +130,14 @@ def test_every_recipe_cuts_what_it_says(name: str, kind: str, tiny: Callable[...
     model = tiny(kind)
     before = {path: p.detach().clone() for path, p in model.named_parameters()}
     recipe = get_recipe(name, sparsity=0.4)
-    pruned = prune(model, prompts(), recipe, batch_size=2)
+    pruned = prune_weights(model, prompts(), recipe, batch_size=2)
     linears = {f"{path}.weight" for path in ModelView.of(model).layer_linears()}
     assert set(pruned.mask.keep) == linears
     assert abs(pruned.sparsity - 0.4) < 0.03  # rows of 24 lose 10
     for path, parameter in model.named_parameters():
         if path not in linears:
-            assert torch.equal(parameter, before[path]), path
+            tuned = recipe.tune and parameter.ndim == 1
+            assert tuned or torch.equal(parameter, before[path]), path
         else:
             assert torch.equal(parameter == 0, ~pruned.mask.keep[path]), path
             if not recipe.updates:
@@ -164,7 +165,7 @@ def test_every_recipe_cuts_what_it_says(name: str, kind: str, tiny: Callable[...
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_ways(kind: str, recipe: Recipe, tiny: Callable[..., Any]):
     model = tiny(kind)
-    pruned = prune(model, prompts(), recipe, batch_size=3)
+    pruned = prune_weights(model, prompts(), recipe, batch_size=3)
     assert abs(pruned.sparsity - recipe.goal) < 0.005
     for name, keep in pruned.mask.keep.items():
         if recipe.scope == "2:4":
@@ -182,7 +183,7 @@ def test_updates_lose_less_than_none(kind: str, update: Any, tiny: Callable[...,
     for how in ("none", update):
         model, dense = tiny(kind).double(), tiny(kind).double()
         samples = prompts((40, 40, 40))
-        prune(model, samples, Recipe(update=how))
+        prune_weights(model, samples, Recipe(update=how))
         inputs = read(dense, samples)
         found = {}
         for path, linear in ModelView.of(model).layers[0].module.named_modules():
@@ -207,7 +208,7 @@ def test_an_interrupted_run_goes_on(
     from excise.prune.progress import Progress
 
     samples, whole = prompts(), tiny(kind)
-    expected = prune(whole, samples, recipe)
+    expected = prune_weights(whole, samples, recipe)
     save, calls = Progress.save_layer, []
 
     def stop_after_one(self: Any, *given: Any) -> None:
@@ -218,15 +219,15 @@ def test_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(Progress, "save_layer", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        prune(tiny(kind), samples, recipe, resume=tmp_path / "p")
+        prune_weights(tiny(kind), samples, recipe, resume=tmp_path / "p")
     monkeypatch.setattr(Progress, "save_layer", save)
     model = tiny(kind)
-    pruned = prune(model, samples, recipe, resume=tmp_path / "p")
+    pruned = prune_weights(model, samples, recipe, resume=tmp_path / "p")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, dict(whole.named_parameters())[name]), name
     assert all(torch.equal(k, expected.mask.keep[n]) for n, k in pruned.mask.keep.items())
     with pytest.raises(ExciseError, match="progress of another run"):
-        prune(tiny(kind), samples, replace(recipe, sparsity=0.6), resume=tmp_path / "p")
+        prune_weights(tiny(kind), samples, replace(recipe, sparsity=0.6), resume=tmp_path / "p")
 
 
 def test_batching_and_padding_make_no_difference(tiny: Callable[..., Any]):
@@ -234,8 +235,8 @@ def test_batching_and_padding_make_no_difference(tiny: Callable[..., Any]):
     for kind in KINDS:
         alone, together = tiny(kind).double(), tiny(kind).double()
         recipe = Recipe(criterion="wanda-fisher", budget="fisher", update="admm")
-        prune(alone, samples, recipe, batch_size=1)
-        prune(together, samples, recipe, batch_size=5)
+        prune_weights(alone, samples, recipe, batch_size=1)
+        prune_weights(together, samples, recipe, batch_size=5)
         for one, other in zip(alone.parameters(), together.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -243,7 +244,7 @@ def test_batching_and_padding_make_no_difference(tiny: Callable[..., Any]):
 def test_nothing_gone_is_nothing_touched(tiny: Callable[..., Any]):
     for name in RECIPES:
         model, dense = tiny("llama-gqa"), tiny("llama-gqa")
-        prune(model, prompts(), get_recipe(name, sparsity=0.0))
+        prune_weights(model, prompts(), get_recipe(name, sparsity=0.0))
         for one, other in zip(model.parameters(), dense.parameters(), strict=True):
             assert torch.equal(one, other), name
 
@@ -274,13 +275,13 @@ def test_recipes_that_cannot_be(fields: dict[str, Any], said: str):
 
 def test_bad_calibration(tiny_llama: Any):
     with pytest.raises(ExciseError, match="nothing to calibrate on"):
-        prune(tiny_llama, [], Recipe())
+        prune_weights(tiny_llama, [], Recipe())
     with pytest.raises(ExciseError, match="513 tokens is longer"):
-        prune(tiny_llama, [Sample((3,) * 513)], Recipe())
+        prune_weights(tiny_llama, [Sample((3,) * 513)], Recipe())
 
 
 def test_training_flags_come_back(tiny_opt: Any):
     tiny_opt.train()
-    prune(tiny_opt, prompts(), Recipe(budget="fisher"))
+    prune_weights(tiny_opt, prompts(), Recipe(budget="fisher"))
     assert all(module.training for module in tiny_opt.modules())
     assert collate(prompts()).input_ids.shape == (5, 12)

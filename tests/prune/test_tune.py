@@ -8,7 +8,7 @@ import torch
 from excise.core.data import Sample, collate
 from excise.core.families import ModelView
 from excise.prune.recipe import Recipe
-from excise.prune.run import prune
+from excise.prune.run import prune_weights
 from excise.prune.tune import predictions, tune
 
 
@@ -39,7 +39,7 @@ def test_predictions_come_nearer(kind: str, tiny: Callable[..., Any]):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert tune(view, batch, targets, 0) == []
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
-    prune(model, samples, Recipe())
+    prune_weights(model, samples, Recipe())
     wanted = [p.requires_grad for p in model.parameters()]
     zeros = {name: p == 0 for name, p in model.named_parameters()}
     start = divergence(model, dense, samples)
@@ -82,7 +82,7 @@ def _draw(seed: int) -> torch.Generator:
 def test_the_first_loss_is_the_divergence_of_the_pruned_model(tiny: Callable[..., Any]):
     dense, model = tiny("opt").double(), tiny("opt").double()
     samples = prompts(1)
-    pruned = prune(model, samples, Recipe(tune=1))
+    pruned = prune_weights(model, samples, Recipe(tune=1))
     untuned = tiny("opt").double()
-    prune(untuned, samples, Recipe())
+    prune_weights(untuned, samples, Recipe())
     assert pruned.divergences[0] == pytest.approx(divergence(untuned, dense, samples), rel=1e-5)

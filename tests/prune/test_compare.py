@@ -1,0 +1,76 @@
+"""Recipes side by side: each from the dense model, none with a trace of another."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from excise.core.data import Sample
+from excise.core.memory import watched
+from excise.prune.compare import compare_recipes, unchanged
+from excise.prune.forecast import forecast
+from excise.prune.recipe import RECIPES, Recipe, get_recipe
+from excise.prune.run import prune_weights
+
+
+def prompts() -> list[Sample]:
+    draw = torch.Generator().manual_seed(1)
+    return [Sample(tuple(torch.randint(3, 160, (11,), generator=draw).tolist())) for _ in range(4)]
+
+
+def summed(model: Any) -> float:
+    return sum(p.detach().double().abs().sum().item() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
+def test_each_starts_from_the_dense_model(kind: str, tiny: Callable[..., Any]):
+    model = tiny(kind)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = ("best", "wanda", "fisher", "best-mask", "sparsegpt")
+    recipes = {name: get_recipe(name, tune=1 if name == "best" else 0) for name in names}
+    trials = list(compare_recipes(model, prompts(), recipes, lambda: summed(model), batch_size=2))
+    assert [trial.name for trial in trials] == list(names)
+    for trial in trials:  # as if it were alone, though gradients were taken once for three of them
+        alone = tiny(kind)
+        pruned = prune_weights(alone, prompts(), trial.recipe, batch_size=2)
+        assert trial.found == summed(alone), trial.name
+        assert trial.sparsity == pruned.sparsity
+        assert trial.seconds > 0
+        assert trial.peak >= 0
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_the_model_comes_back_after_an_error(tiny_opt: Any):
+    before = {name: p.detach().clone() for name, p in tiny_opt.named_parameters()}
+    with pytest.raises(ZeroDivisionError), unchanged(tiny_opt):
+        prune_weights(tiny_opt, prompts(), Recipe(update="obs"))
+        raise ZeroDivisionError
+    assert all(torch.equal(before[n], p) for n, p in tiny_opt.named_parameters())
+
+
+def test_watching_memory():
+    with watched() as held:
+        block = torch.ones(64 << 20, dtype=torch.uint8)
+        for _ in range(20):
+            block += 1  # long enough to be looked at
+    assert 60 << 20 < held.added < 200 << 20
+    assert held.most >= held.start
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
+def test_forecasts_follow_the_recipe(kind: str, tiny: Callable[..., Any]):
+    model = tiny(kind)
+    found = {n: forecast(model, prompts(), r, speed=1e9) for n, r in RECIPES.items()}
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert all(each.model == weights for each in found.values())
+    assert found["magnitude"].buffers == found["magnitude"].gradients == 0
+    assert found["wanda"].buffers == 2 * 44 * 32 * 4  # two states of 44 tokens, 32 wide
+    assert found["wanda"].gradients == 0 < found["fisher"].gradients
+    assert found["wanda"].layer < found["sparsegpt"].layer
+    assert found["fisher"].scores > found["wanda"].scores
+    assert found["wanda"].seconds < found["best-mask"].seconds < found["best"].seconds
+    twice = forecast(model, prompts(), Recipe(steps=2), speed=1e9)
+    assert twice.seconds == pytest.approx(2 * found["wanda"].seconds)
+    for each in found.values():
+        assert each.peak >= each.model + each.layer
+        assert "peak memory about" in str(each)
