@@ -166,9 +166,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", help="rows: every recipe at 50 %%; or NAME@AMOUNT,...")
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--tokens", action="store_true", help="write the first seed's calibration "
+                        "samples as JSON, for llmcompressor_peer.py, and stop")  # fmt: skip
     given = parser.parse_args()
-    rows = json.loads(given.output.read_text()) if given.output.exists() else {}
     model, calibration, test = setting(given)
+    if given.tokens:
+        samples = drawn(calibration, given.samples, given.length, int(given.seeds.split(",")[0]))
+        given.output.write_text(json.dumps([sample.input_ids for sample in samples]))
+        return
+    rows = json.loads(given.output.read_text()) if given.output.exists() else {}
     if "dense" not in rows:
         rows["dense"] = {"losses": losses(model, test, given.window, given.windows)}
     for seed in map(int, given.seeds.split(",")):

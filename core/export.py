@@ -42,7 +42,10 @@ def save_model(
         loaded.tokenizer.save_pretrained(folder)
         (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
         for name, part in (parts or {}).items():
-            part.save_pretrained(folder / name)
+            try:
+                part.save_pretrained(folder / name)
+            except ExciseError as error:  # to be told of the whole folder, not of a temporary one
+                raise error.__cause__ or error from None
 
 
 def read_recipes(folder: str | Path) -> dict[str, Any]:

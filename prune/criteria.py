@@ -56,6 +56,18 @@ def second_moment(weight: Scores, square: Scores, tokens: int) -> Scores:
     return weight.abs() * (square / tokens).sqrt()
 
 
+def factored_moment(weight: Scores, square: Scores, tokens: int) -> Scores:
+    """`second_moment` with the Fisher information replaced by its row sums times column sums.
+
+    `r_i c_j / sum(F)`: exact where sizes of gradients and inputs do not depend on each other, and
+    with far fewer numbers to estimate (as Adafactor keeps second moments, Shazeer and Stern 2018,
+    arXiv 1804.04235). Column sums are `sum_t ||g_t||^2 x_tj^2`: input norms, tokens weighed.
+    """
+    rows, columns = square.sum(1, keepdim=True), square.sum(0, keepdim=True)
+    smallest = torch.finfo(square.dtype).tiny
+    return second_moment(weight, rows / square.sum().clamp_min(smallest) * columns, tokens)
+
+
 def mean_over_tokens(_weight: Scores, total: Scores, tokens: int) -> Scores:
     """Relevance as it was summed, per token."""
     return total / tokens
@@ -168,6 +180,14 @@ _ALL = (
         ("fisher", "tokens"),
         "weight times root mean square of its gradient per token; comparable across layers",
         "arXiv 2004.14340",
+        comparable=True,
+    ),
+    Criterion(
+        "fisher-factored",
+        factored_moment,
+        ("fisher", "tokens"),
+        "fisher from its row sums and column sums: less noise, comparable across layers",
+        "arXiv 1804.04235, of fisher",
         comparable=True,
     ),
     Criterion(

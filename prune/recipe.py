@@ -139,7 +139,7 @@ _WANDA = Recipe()
 RECIPES: dict[str, Recipe] = {
     "best": Recipe(budget="fisher", update="admm", tune=2),
     "best-update": Recipe(budget="fisher", update="admm"),
-    "best-mask": Recipe(criterion="wanda-fisher", budget="fisher"),
+    "best-mask": Recipe(criterion="wanda-fisher", budget="fisher-factored"),
     "wanda": _WANDA,
     "sparsegpt": Recipe(criterion=SPARSEGPT, scope="layer"),
     "owl": Recipe(budget=OWL, budget_unit="matrix"),

@@ -45,7 +45,7 @@ def test_commands_run(
             subprocess.run(["bash", "-e", "-c", line], check=True)
     assert "<svg" in Path("ioi.html").read_text()
     assert "Gate: cut not met" in Path("report/report.html").read_text()
-    for folder in ("ioi", "mine", "weights", "cut", "sparse"):
+    for folder in ("ioi", "mine", "weights", "cut", "by-relevance", "half", "smaller", "table"):
         assert Path(folder, "config.json").is_file()
 
 

@@ -67,6 +67,14 @@ def slowly(name: str, i: int, j: int) -> float:
     def hybrid(grad: Any) -> float:
         return math.sqrt(over_mean(wanda) * over_mean(lambda a, b: moment(grad, a, b)))
 
+    def factored() -> float:
+        size = [sum(a * a for a in x[t]) for t in every]
+        steep = [sum(b * b for b in g[t]) for t in every]
+        row = sum(g[t][i] ** 2 * size[t] for t in every)
+        column = sum(steep[t] * x[t][j] ** 2 for t in every)
+        whole = sum(size[t] * steep[t] for t in every)
+        return abs(w) * math.sqrt(row * column / whole / 11)
+
     def relevance(tokens: Any) -> float:
         return sum(w * x[t][j] * lrp[t][i] for t in tokens)
 
@@ -83,6 +91,7 @@ def slowly(name: str, i: int, j: int) -> float:
         ),
         "gradient-x-weight": lambda: abs(w * sum(x[t][j] * g[t][i] for t in every) / 11),
         "fisher": lambda: moment(g, i, j),
+        "fisher-factored": factored,
         "lrp-signed": lambda: relevance(every) / 11,
         "lrp-abs": lambda: sum(abs(relevance(sample)) for sample in SAMPLES) / 11,
         "lrp": lambda: moment(lrp, i, j),
