@@ -26,7 +26,7 @@ from excise.core.loading import load_model
 from excise.core.memory import watched
 from excise.eval.text import builtin_text
 from excise.prune.compare import unchanged
-from excise.prune.forecast import forecast
+from excise.prune.plan import plan
 from excise.prune.recipe import RECIPES, Recipe, get_recipe
 from excise.prune.run import prune_weights
 from transformers import OPTConfig, OPTForCausalLM
@@ -178,21 +178,20 @@ def main() -> None:
     if "dense" not in rows:
         rows["dense"] = {"losses": losses(model, test, given.window, given.windows)}
     for seed in map(int, given.seeds.split(",")):
-        samples, surveys = drawn(calibration, given.samples, given.length, seed), {}
+        samples = drawn(calibration, given.samples, given.length, seed)
         for name, amount in rows_of(given.only):
             key = f"{name}@{amount}#{seed}"
             if key in rows:
                 continue
-            planned = forecast(model, samples, recipe_at(name, amount))
+            planned = plan(model, samples, recipe_at(name, amount))
             with unchanged(model):
                 with watched() as held:
-                    pruned = prune_weights(
-                        model, samples, recipe_at(name, amount), seed=seed, surveys=surveys
-                    )
+                    pruned = prune_weights(model, samples, recipe_at(name, amount), seed=seed)
                 found = losses(model, test, given.window, given.windows)
             rows[key] = {"losses": found, "sparsity": pruned.sparsity, "seconds": pruned.seconds,
-                         "peak": held.added, "expected": [planned.layer + planned.buffers,
-                         planned.peak - planned.model, planned.seconds]}  # fmt: skip
+                         "peak": held.added, "layer_and_buffers": planned.layer + planned.buffers,
+                         "planned_peak": planned.peak - planned.held,
+                         "planned_seconds": planned.seconds}  # fmt: skip
             print(f"{key}: {math.exp(sum(found) / len(found)):.2f}, {pruned.seconds:.0f} s",
                   flush=True)  # fmt: skip
             given.output.write_text(json.dumps(rows))

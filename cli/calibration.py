@@ -29,19 +29,31 @@ class Calibration:
     seed: int
 
     def __post_init__(self):
+        from ..core.errors import ExciseError
+
+        if self.n < 1 or self.length < 2:
+            raise ExciseError(
+                f"--samples {self.n} --length {self.length}: give at least 1 sample of 2 tokens"
+            )
         if self.name != SELF:
             self._documents()
 
-    def samples(self, loaded: "Loaded") -> "list[Sample]":
+    def samples(self, loaded: "Loaded", placeholders: bool = False) -> "list[Sample]":
         """Return the samples, drawn by the seed.
 
+        Args:
+            loaded: Model and tokenizer.
+            placeholders: Whether lengths are enough, so that nothing need be written.
+
         Raises:
-            ExciseError: The text is shorter than one sample.
+            ExciseError: The text is shorter than one sample, or the model too short for it.
         """
-        from ..core.data import encode_texts
+        from ..core.data import Sample, check_length, encode_texts
 
         if self.name == SELF:
-            return _written(loaded, self.n, self.length, self.seed)
+            sizes = [Sample((0,) * self.length)] * self.n
+            check_length(sizes, loaded.model.config)
+            return sizes if placeholders else _written(loaded, self.n, self.length, self.seed)
         documents = self._documents()
         found = encode_texts(loaded.tokenizer, documents, self.n, self.length, self.seed)
         if len(found) < self.n:
@@ -49,7 +61,7 @@ class Calibration:
         return found
 
     def prompt_hashes(self) -> list[str]:
-        """Return hashes of the lines, by which an evaluation knows them again."""
+        """Return hashes of the lines of the source, by which an evaluation knows them again."""
         from ..core.data import line_hashes
 
         documents = [] if self.name == SELF else self._documents()
@@ -59,9 +71,10 @@ class Calibration:
         return f"{self.name}, {self.n} samples of {self.length} tokens, seed {self.seed}"
 
     def _documents(self) -> list[str]:
-        from ..eval.text import read_documents
+        from ..eval.text import BUILTIN, read_documents
 
-        return read_documents(self.name, self.n * DOCUMENTS)
+        documents = read_documents(self.name, self.n * DOCUMENTS)
+        return documents[::2] if self.name == BUILTIN else documents  # the others are to measure on
 
 
 def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]":
@@ -78,13 +91,12 @@ def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]"
     from ..eval.generation import Decoding, complete
 
     drawn = random.Random(seed)
-    words = sorted(loaded.tokenizer.get_vocab().values())
     special = set(loaded.tokenizer.all_special_ids)
+    words = sorted(set(loaded.tokenizer.get_vocab().values()) - special)
     ids: list[int] = []
     with tqdm(total=n * length, desc="writing", unit="token", disable=None) as bar:
         while len(ids) < n * length:
             starts = [(drawn.choice(words),) for _ in range(min(8, n))]
-            starts = [start for start in starts if start[0] not in special]
             decoding = Decoding(1, length - 1, top_p=1.0, seed=seed)
             for index, (written,) in complete(loaded.model, starts, decoding, 8):
                 ids += [*starts[index], *written]

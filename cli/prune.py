@@ -9,14 +9,11 @@ import click
 
 from . import options as shared
 from .calibration import Calibration
+from .prune_options import CHANGES, check_options
 
 
 if TYPE_CHECKING:
     from ..prune.recipe import Recipe
-
-CHANGES = ("criterion", "scope", "order", "update", "budget", "budget_unit", "floor", "ceiling",
-           "rescore", "steps", "iterations", "damping", "weigh_tokens", "tune")  # fmt: skip
-"""Options that replace a field of the recipe."""
 
 
 @click.command(
@@ -83,6 +80,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     if options["components"] not in parts:
         raise unknown_name("component", options["components"], parts)
     table = bool(options["compare"] or options["sweep"])
+    check_options(options)
     if output is None and not options["dry_run"] and not table:
         raise ExciseError("say where the model goes: -o FOLDER")
     if output is not None and not options["dry_run"]:
@@ -112,16 +110,16 @@ def _weights(
     """Zero weights by a recipe."""
     from ..core.export import save_model
     from ..core.memory import peak, readable
-    from ..prune.forecast import forecast
+    from ..prune.plan import plan
     from ..prune.progress import Progress
     from ..prune.run import prune_weights
 
     recipe = recipe_of(options, options["recipe"])
     source = calibration_of(options)
     loaded = shared.load(options)
-    samples = source.samples(loaded)
-    expected = forecast(loaded.model, samples, recipe, options["batch_size"])
-    click.echo(f"{recipe}\n{source}: {expected}", err=True)
+    samples = source.samples(loaded, placeholders=options["dry_run"])
+    expected = plan(loaded.model, samples, recipe, options["batch_size"])
+    click.echo(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
     if options["dry_run"]:
         planned = {"recipe": recipe.to_json(), "peak": expected.peak, "seconds": expected.seconds}
         click.echo(json.dumps(planned) if as_json else f"{recipe}: {expected}")
@@ -134,13 +132,16 @@ def _weights(
     )  # fmt: skip
     seconds = time.perf_counter() - started
     result = {"sparsity": pruned.sparsity, "asked": recipe.goal, "recipe": recipe.to_json()}
-    extra = {"calibration": str(source), "prompt_hashes": source.prompt_hashes()}
+    extra = {"calibration": str(source), "prompt_hashes": source.prompt_hashes(),
+             "divergences": pruned.divergences}  # fmt: skip
     save_model(
         loaded, output, {"verb": "prune", **result, **extra, **made_from(loaded.name)}, overwrite,
         parts={"mask": pruned.mask},
     )  # fmt: skip
     Progress(resume).remove()
-    measured = {"seconds": round(seconds, 3), "peak": peak()}
+    measured = {"seconds": round(seconds, 3), "peak": peak(),
+                "forecast_seconds": round(expected.seconds, 3), "forecast_peak": expected.peak,
+                "divergences": pruned.divergences}  # fmt: skip
     click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     if as_json:
         click.echo(json.dumps({"output": str(output), **result, **measured}))
@@ -156,14 +157,12 @@ def _table(
     options: dict[str, Any],
 ) -> None:
     """Compare recipes, or sparsities, or both."""
-    from ..core.errors import ExciseError
+    from ..core.data import line_hashes
     from ..eval.perplexity import Perplexity
-    from ..eval.text import read_documents
-    from ..prune.forecast import forecast
+    from ..eval.text import BUILTIN, read_documents
+    from ..prune.plan import plan
     from .prune_table import measure_all, write_table
 
-    if options["components"] != "weights" or options["relevance"] is not None:
-        raise ExciseError("--compare and --sweep are for weights and recipes: leave them out here")
     names = _listed(options["compare"]) or [options["recipe"]]
     plain = {"sparsity": None} if options["sweep"] else {}
     recipes = {name: recipe_of({**options, **plain}, name) for name in names}
@@ -171,15 +170,23 @@ def _table(
     sparsities = sparsities or sorted({recipe.sparsity for recipe in recipes.values()})
     text, window, limit = (options[key] for key in ("perplexity", "window", "limit"))
     documents = read_documents(text, limit * window)
+    if text == BUILTIN:
+        documents = documents[1::2]  # the others are for calibration
     metric = Perplexity(documents, "window", window, limit, source=text)
     source = calibration_of(options)
     loaded = shared.load(options)
-    samples = source.samples(loaded)
+    samples = source.samples(loaded, placeholders=options["dry_run"])
+    plans = {}
     for name, recipe in recipes.items():
-        expected = forecast(loaded.model, samples, recipe, options["batch_size"])
-        click.echo(f"{name}: {recipe}: {expected}", err=True)
+        plans[name] = plan(loaded.model, samples, recipe, options["batch_size"])
+        click.echo(f"{name}: {recipe}: {plans[name]}", err=True)
     if options["dry_run"]:
+        told = {name: {"peak": p.peak, "seconds": p.seconds} for name, p in plans.items()}
+        click.echo(json.dumps(told) if as_json else f"would compare {', '.join(recipes)}")
         return
+    known = set(source.prompt_hashes()).intersection(line_hashes("\n\n".join(documents)))
+    if known:
+        click.echo(f"warning: {len(known)} lines of {text} are in {source.name} too", err=True)
     found = measure_all(
         loaded, samples, recipes, sparsities, metric, str(source), seed=options["seed"],
         batch_size=options["batch_size"], device=options["layer_device"], resume=resume,
@@ -191,23 +198,22 @@ def _table(
 def recipe_of(options: dict[str, Any], name: str) -> "Recipe":
     """Return a recipe by name, with what the options change."""
     from ..core.errors import ExciseError
-    from ..prune.recipe import get_recipe
+    from ..prune.recipe import OWL, get_recipe
     from ..prune.scopes import parse_scope
 
     changes = {key: options[key] for key in CHANGES if options[key] is not None}
+    if changes.get("budget") == OWL:
+        changes.setdefault("budget_unit", "matrix")  # it has no other
     fixed_counts = changes.get("scope", "row") not in ("row", "layer")
     if changes.get("budget") == "none" or (fixed_counts and "budget" not in changes):
         changes["budget"] = None  # such a scope leaves nothing to a budget
     if options["sparsity"] is not None:
         changes["sparsity"] = options["sparsity"]
     recipe = get_recipe(name, **changes)
-    fixed = parse_scope(recipe.scope).kind == "n:m"
-    if (
-        options["sparsity"] is None
-        and not fixed
-        and not options["compare"]
-        and not options["sweep"]
-    ):
+    fixed, table = parse_scope(recipe.scope).kind == "n:m", options["compare"] or options["sweep"]
+    if fixed and options["sweep"]:
+        raise ExciseError(f"scope {recipe.scope} has one sparsity: leave --sweep out")
+    if options["sparsity"] is None and not fixed and not table:
         raise ExciseError("say how much goes: --sparsity 0.5, or --scope 2:4")
     if options["sparsity"] is not None and fixed and options["sparsity"] != recipe.goal:
         raise ExciseError(

@@ -44,10 +44,12 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
+        from ..eval.report import finite
+
         outcome = self.dense["perplexity"]
 
         def number(measure: Any) -> dict[str, Any]:
-            return {"value": measure.value, "ci": list(measure.ci), "n": measure.n}
+            return finite({"value": measure.value, "ci": list(measure.ci), "n": measure.n})
 
         return {
             "dense": number(outcome.headline),
@@ -85,12 +87,14 @@ class Table:
         )
         sections = [Section("Table", table(HEADERS, self.rows()), how)]
         if any(len(points) > 1 for points in lines.values()):
+            drawn = list(lines.items())[:8]
+            note = f"The first {len(drawn)} of {len(lines)}." if len(lines) > len(drawn) else ""
             chart = line_chart(
-                [Series(name, points) for name, points in list(lines.items())[:8]],
+                [Series(name, points) for name, points in drawn],
                 title="Perplexity by sparsity", x_label="share of weights that is gone",
                 y_label="perplexity (log scale)", log_y=True, interval="95 % bootstrap interval",
             )  # fmt: skip
-            sections.append(Section("Curves", chart))
+            sections.append(Section("Curves", chart, note))
         return page(f"Pruning {self.dense.model}", sections)
 
     def _relative(self, trial: "Trial[Evaluation]") -> Any:
@@ -122,7 +126,7 @@ def measure_all(
     }
     dense, trials = measured(), []
     click.echo(f"dense: perplexity {dense['perplexity'].headline}", err=True)
-    keys = {f"{name}-{sparsity:g}": name for name, sparsity in todo}
+    keys = {f"{name}-{sparsity}": name for name, sparsity in todo}
     named = dict(zip(keys, todo.values(), strict=True))
     for trial in compare_recipes(loaded.model, samples, named, measured, **options):
         found = trial.found["perplexity"].headline

@@ -108,7 +108,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
         before, after = parameters_of(view), parameters_left(view, mask, compensate)
         result["parameters"] = {"before": before, "after": after}
         said += f": {_short(before)} -> {_short(after)} parameters"
-    samples = source.samples(loaded) if source else []
+    samples = source.samples(loaded, placeholders=options["dry_run"]) if source else []
     passes = name if criterion.needs_data else "wanda" if compensate else "random"
     expected = forecast(model, samples, component, passes, size)
     what = criterion.summary if not relevance else "scored before"

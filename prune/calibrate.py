@@ -1,9 +1,8 @@
 """Calibration of the whole model at once: what gradients and relevance say of every weight."""
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,16 +39,12 @@ _TARGET = "next-tokens"
 """The log-probability of every next token: the seed that compression needs."""
 
 
-@dataclass
-class Survey:
-    """What one look at the whole model, as it is now, says of each linear."""
-
-    statistics: dict[str, LinearStatistics]
-    """By path; without gram matrices."""
-    token_weights: dict[str, list[Tensor]] = field(default_factory=dict)
-    """By path, per batch (batch, seq): `||g_t||^2` of the relevance at the layer's output."""
-    seconds: float = 0.0
-    """What gathering took."""
+def passes(needs: Collection[str], weigh_tokens: bool = False) -> dict[str, Pass]:
+    """Return the backward passes that gather some fields, or weights of tokens."""
+    found = {name: each for name, each in PASSES.items() if name in needs}
+    if weigh_tokens or "lrp_input_square" in needs:  # both come from this pass
+        found["lrp_square"] = PASSES["lrp_square"]
+    return found
 
 
 def survey(
@@ -60,8 +55,8 @@ def survey(
     batch_size: int = 4,
     weigh_tokens: bool = False,
     progress: bool = False,
-) -> Survey:
-    """Gather statistics of every linear of the decoder layers.
+) -> tuple[dict[str, LinearStatistics], dict[str, list[Tensor]]]:
+    """Gather statistics of every linear of the decoder layers, of the model as it is now.
 
     Gradients are of the log-probability of every next token (with the relevance rules for the
     fields of LRP), one backward pass over all samples per field.
@@ -74,14 +69,15 @@ def survey(
         weigh_tokens: Whether to keep each token's relevance at each linear.
         progress: Whether to draw progress bars on a terminal.
 
+    Returns:
+        Statistics by path, without gram matrices; and if asked for, by path and batch,
+        (batch, seq): `||g_t||^2` of the relevance at the layer's output.
+
     Raises:
         ExciseError: As `RelevanceFitter`.
     """
-    started = time.perf_counter()
     linears = view.layer_linears()
-    fields = {name: PASSES[name] for name in PASSES if name in needs}
-    if weigh_tokens or "lrp_input_square" in needs:
-        fields["lrp_square"] = PASSES["lrp_square"]
+    fields = passes(needs, weigh_tokens)
     found: dict[str, dict[str, Tensor]] = {path: {} for path in linears}
     weights: dict[str, list[Tensor]] = {}
     wants_inputs = "input_square" in needs
@@ -92,9 +88,10 @@ def survey(
             if name in _WITH_WEIGHT:
                 weight = linears[path].weight.detach().to(total)
                 total = total.mul_(weight if name == "lrp_signed" else weight.abs())
-            found[path][name] = total
             if name == "lrp_square" and "lrp_input_square" in needs:
                 found[path]["lrp_input_square"] = total.sum(0)  # tokens weighed by ||g_t||^2
+            if name in needs:
+                found[path][name] = total
     tokens = sum(len(sample.input_ids) for sample in samples)
     inputs = [LinearStatistics(tokens)] * len(linears)
     if wants_inputs:
@@ -104,7 +101,7 @@ def survey(
         path: replace(read, **fields_found, name=path)
         for (path, fields_found), read in zip(found.items(), inputs, strict=True)
     }
-    return Survey(statistics, weights, time.perf_counter() - started)
+    return statistics, weights
 
 
 def _backward(

@@ -6,19 +6,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ExciseError
 from ..core.families import LayerView, ModelView
 from .budgets import outlier_ratio, owl_budgets
-from .calibrate import Survey
 from .criteria import get_criterion
 from .recipe import OWL, SPARSEGPT, Recipe
 from .scopes import Scope, keep_global, keep_with_rows, parse_scope
+from .statistics import LinearStatistics
 
 
 @dataclass(frozen=True)
 class Choice:
     """What is settled before the layers are passed, by path of the linear."""
 
-    shares: Mapping[str, float]
+    shares: Mapping[str, float] = field(default_factory=dict)
     """Sparsity of each matrix."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """What each row keeps, where budgets are of rows."""
@@ -41,6 +42,24 @@ def linears_of(layer: LayerView, view: ModelView) -> dict[str, nn.Linear]:
     }
 
 
+def check_fit(recipe: Recipe, view: ModelView) -> None:
+    """Refuse a pattern that does not tile every matrix, before anything is computed.
+
+    Raises:
+        ExciseError: Names the matrix.
+    """
+    scope = parse_scope(recipe.scope)
+    if scope.size is None:
+        return
+    high, wide = (1, scope.size[1]) if scope.kind == "n:m" else scope.size
+    for path, linear in view.layer_linears().items():
+        rows, columns = linear.weight.shape
+        if rows % high or columns % wide:
+            raise ExciseError(
+                f"scope {recipe.scope} does not tile {path}, which is {rows} x {columns}"
+            )
+
+
 def survey_needs(recipe: Recipe) -> set[str]:
     """Return the statistics that have to be gathered from the whole model."""
     needs: set[str] = set()
@@ -51,7 +70,7 @@ def survey_needs(recipe: Recipe) -> set[str]:
     if recipe.criterion != SPARSEGPT:
         own = get_criterion(recipe.criterion).needs
         whole = parse_scope(recipe.scope).kind == "global"
-        needs.update(name for name in own if whole or name not in ("input_square", "input_sum"))
+        needs.update(name for name in own if whole or name != "input_square")
     return needs - {"tokens", "name", "seed"}
 
 
@@ -60,7 +79,7 @@ def decide(
     goal: float,
     layers: Sequence[LayerView],
     linears: Mapping[str, nn.Linear],
-    found: Survey | None,
+    statistics: Mapping[str, LinearStatistics],
     kept: Mapping[str, Tensor],
 ) -> Choice:
     """Settle what the whole model decides.
@@ -70,32 +89,31 @@ def decide(
         goal: Share of the weights of these layers that is to be gone afterwards.
         layers: Decoder layers that are still to be pruned.
         linears: Their linears by path.
-        found: A survey; None where nothing needs one.
+        statistics: Of each linear, what `survey_needs` names.
         kept: What earlier steps left: what is gone stays gone.
 
     Raises:
         ExciseError: Bounds that the goal does not fit.
     """
-    scope = parse_scope(recipe.scope)
-    if scope.kind == "global":
-        scores = _Scores(recipe.criterion, layers, linears, found, kept)
-        masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
-        return Choice({}, masks=masks)
     if recipe.budget == OWL:
-        return Choice(_owl(recipe, goal, layers, linears, found))
-    if recipe.budget:
-        scores = _Scores(recipe.budget, layers, linears, found, kept)
-        masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
-        if recipe.budget_unit == "row":
-            return Choice({}, rows={path: mask.sum(1) for path, mask in masks.items()})
-        return Choice({path: 1 - mask.float().mean().item() for path, mask in masks.items()})
-    return Choice(dict.fromkeys(linears, goal))
+        return Choice(_owl(recipe, goal, layers, linears, statistics))
+    whole = parse_scope(recipe.scope).kind == "global"
+    criterion = recipe.criterion if whole else recipe.budget
+    if criterion is None:
+        return Choice(dict.fromkeys(linears, goal))
+    scores = _Scores(criterion, layers, linears, statistics, kept)
+    masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
+    if whole:
+        return Choice(masks=masks)
+    if recipe.budget_unit == "row":
+        return Choice(rows={path: mask.sum(1) for path, mask in masks.items()})
+    return Choice({path: 1 - int(mask.sum()) / mask.numel() for path, mask in masks.items()})
 
 
 class _Scores(Mapping[str, Tensor]):
     """Scores of all matrices, computed when asked for, on one scale; what is gone is lowest.
 
-    Criteria whose scores do not mean the same in two layers are divided by the mean of their
+    Criteria whose scores do not mean the same in two layers are divided by their mean size in the
     decoder layer: so the relevance of all layers weighs the same, as conservation would have it.
     """
 
@@ -104,17 +122,16 @@ class _Scores(Mapping[str, Tensor]):
         criterion: str,
         layers: Sequence[LayerView],
         linears: Mapping[str, nn.Linear],
-        found: Survey | None,
+        statistics: Mapping[str, LinearStatistics],
         kept: Mapping[str, Tensor],
     ):
-        assert found is not None
         self.criterion, self.linears = get_criterion(criterion), linears
-        self.statistics, self.kept = found.statistics, kept
+        self.statistics, self.kept = statistics, kept
         self.scale: dict[str, float] = dict.fromkeys(linears, 1.0)
         if not self.criterion.comparable:
             for layer in layers:
                 mine = [path for path in linears if path.startswith(f"{layer.path}.")]
-                total = sum(float(self._raw(path).sum(dtype=torch.float64)) for path in mine)
+                total = sum(float(self._raw(p).abs().sum(dtype=torch.float64)) for p in mine)
                 count = sum(linears[path].weight.numel() for path in mine)
                 self.scale.update(dict.fromkeys(mine, total / count or 1.0))
 
@@ -137,15 +154,14 @@ def _owl(
     goal: float,
     layers: Sequence[LayerView],
     linears: Mapping[str, nn.Linear],
-    found: Survey | None,
+    statistics: Mapping[str, LinearStatistics],
 ) -> dict[str, float]:
     """Return OWL's sparsities: one for all matrices of a decoder layer."""
-    assert found is not None
     wanda = get_criterion("wanda")
     ratios, sizes, members = {}, {}, {}
     for layer in layers:
         mine = [path for path in linears if path.startswith(f"{layer.path}.")]
-        scores = [wanda.score(linears[path].weight, found.statistics[path]) for path in mine]
+        scores = [wanda.score(linears[path].weight, statistics[path]) for path in mine]
         ratios[layer.path] = outlier_ratio(scores)
         sizes[layer.path] = sum(linears[path].weight.numel() for path in mine)
         members[layer.path] = mine

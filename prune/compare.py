@@ -31,7 +31,7 @@ class Trial(Generic[Found]):
     seconds: float
     """Of pruning."""
     peak: int
-    """Bytes held while pruning, above what was held before; 0 where none of it ran now."""
+    """Bytes held while pruning, above what was held before (of a resumed run: in its last part)."""
 
 
 def compare_recipes(
@@ -57,7 +57,8 @@ def compare_recipes(
         measure: Called on each pruned model.
         batch_size: Samples per pass.
         device: As in `prune_weights`.
-        resume: Folder for progress, one within it for each recipe.
+        resume: Folder for progress, one within it for each recipe; removed at the end. A recipe
+            that was finished before is loaded from it (tuning is done anew).
         seed: As in `prune_weights`.
         progress: As in `prune_weights`.
 
@@ -67,18 +68,19 @@ def compare_recipes(
     Raises:
         ExciseError: As `prune_weights`.
     """
-    surveys: dict[Any, Any] = {}
+    kept = None if resume is None else Path(resume)
     for name, recipe in recipes.items():
+        store = Progress(None if kept is None else kept / name)
         with unchanged(model):
-            store = Progress(None if resume is None else Path(resume) / name)
             with watched() as held:
                 pruned = prune_weights(
                     model, samples, recipe, batch_size=batch_size, device=device,
-                    resume=store.folder, seed=seed, surveys=surveys, progress=progress,
+                    resume=store.folder, seed=seed, progress=progress,
                 )  # fmt: skip
+            costs = store.first_costs({"seconds": pruned.seconds, "peak": held.added})
             found = measure()
-        yield Trial(name, recipe, pruned.sparsity, found, pruned.seconds, held.added)
-        store.remove()
+        yield Trial(name, recipe, pruned.sparsity, found, costs["seconds"], int(costs["peak"]))
+    Progress(kept).remove()
 
 
 @contextmanager

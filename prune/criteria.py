@@ -1,7 +1,7 @@
 """How much a weight of a linear layer matters: one pure function and one line per criterion.
 
-Scores compare weights with each other: higher stays. Only Fisher's (and with care LRP's) mean the
-same in two layers; the others need a scope within one row or one layer (see `scopes`).
+Scores compare weights with each other: higher stays. Those that mean the same in two layers are
+marked `comparable`; where others are compared over layers, they are levelled first (see `choice`).
 """
 
 import hashlib

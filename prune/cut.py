@@ -16,6 +16,7 @@ from ..core.artefact import read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView
 from ..lrp.relevance import Relevance
+from .scopes import keep_row
 
 
 Component = Literal["heads", "neurons", "weights"]
@@ -208,10 +209,7 @@ def keep_rows(
     scores: Float[Tensor, "rows columns"], sparsity: float, rank: Rank = "abs"
 ) -> Bool[Tensor, "rows columns"]:
     """Keep the highest scores of each row; exactly the same number in each."""
-    ranked = scores.abs() if rank == "abs" else scores
-    gone = round(sparsity * scores.shape[1])
-    keep = torch.ones_like(scores, dtype=torch.bool)
-    return keep.scatter_(1, ranked.argsort(dim=1, stable=True)[:, :gone], False)
+    return keep_row(scores.abs() if rank == "abs" else scores, sparsity)
 
 
 def plain_linear(linear: nn.Module, view: ModelView) -> nn.Linear:

@@ -14,8 +14,10 @@ from .statistics import LinearFitter, LinearStatistics
 class Inputs:
     """Hand on hidden states from layer to layer, and sum up what linears read on the way.
 
+    For each layer in turn: `see`, `advance` before and after it is pruned.
+
     Args:
-        view: The model; its layers are pruned between `see` and `advance`.
+        view: The model; its layers are pruned meanwhile.
         batches: Calibration samples.
         sequential: Whether the next layer reads what the pruned layer gives, or what the dense
             one gave.
@@ -34,7 +36,6 @@ class Inputs:
     ):
         self.sequential, self.gram, self.device = sequential, gram, device
         self.flow = Flow.begin(view, batches)
-        self._outputs: list[Tensor] = []
 
     def see(
         self,
@@ -51,19 +52,17 @@ class Inputs:
             linears: Its linears by path.
             weights: Token weights by path and batch, for the gram matrices.
         """
-        device = self.device or next(layer.module.parameters()).device
         paths: dict[nn.Module, str] = {linear: path for path, linear in linears.items()}
         read: dict[str, Tensor] = {}
         leaders: dict[str, str] = {}
         fitters: dict[str, LinearFitter] = {}
 
-        def see(linear: nn.Module, x: Tensor) -> None:
+        def note(linear: nn.Module, x: Tensor) -> None:
             read[paths[linear]] = x
 
-        self._outputs = []
-        with observed(list(linears.values()), see):
-            for at, output in enumerate(self.flow.through(index, layer, device)):
-                self._outputs.append(output)
+        device = self._device(layer)
+        with observed(list(linears.values()), note):
+            for at, _ in enumerate(self.flow.through(index, layer, device)):
                 mask = self.flow.batches[at].attention_mask.bool().to(device)
                 for path, x in read.items():
                     if path not in leaders:  # q, k and v read one tensor: it is summed up once
@@ -81,11 +80,16 @@ class Inputs:
         results = {path: fitter.result() for path, fitter in fitters.items()}
         return {path: results[leader] for path, leader in leaders.items()}
 
-    def advance(self, index: int, layer: LayerView) -> None:
-        """Go on to the next layer, after `see` and after the layer was pruned."""
-        if self.sequential:
-            device = self.device or next(layer.module.parameters()).device
-            self.flow.advance(index, layer, device)
-        else:
-            self.flow.hidden = self._outputs
-        self._outputs = []
+    def advance(self, index: int, layer: LayerView, pruned: bool) -> None:
+        """Go on behind a layer, if the next one reads what this one gives as it is now.
+
+        Args:
+            index: Of the layer.
+            layer: The layer.
+            pruned: Whether it is pruned by now: called once before and once after.
+        """
+        if pruned == self.sequential:
+            self.flow.advance(index, layer, self._device(layer))
+
+    def _device(self, layer: LayerView) -> Any:
+        return self.device or next(layer.module.parameters()).device

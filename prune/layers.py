@@ -88,11 +88,19 @@ def _noted(view: ModelView, batch: Batch) -> tuple[Tensor, list[Call]]:
     returns_tuple: list[bool] = []
     with ExitStack() as undo, torch.no_grad():
         for layer in view.layers:
-            undo.callback(delattr, layer.module, "forward")
+            undo.callback(_put_back, layer.module, vars(layer.module).get("forward"))
             layer.module.forward = note(layer.module.forward)  # this instance only
         body = view.model.get_submodule(view.family.body)
         body(**batch.model_inputs(view.family.passes_position_ids))
     return hidden[0], calls
+
+
+def _put_back(module: nn.Module, own: Any) -> None:
+    """Give an instance its own `forward` back, or none if it had none."""
+    if own is None:
+        del module.forward
+    else:
+        module.forward = own
 
 
 def _moved(value: Any, device: Any) -> Any:

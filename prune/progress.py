@@ -1,5 +1,6 @@
 """Progress of a pruning run on disk: one file per finished layer."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,19 +27,23 @@ class Progress:
         Raises:
             ExciseError: The folder holds the progress of another run.
         """
-        if self.folder is None:
-            return
+        assert self.folder is not None
         written = self.folder / "recipe.txt"
-        if self.folder.exists() and (not written.is_file() or written.read_text() != recipe):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh = not any(self.folder.glob("*.safetensors")) and not written.is_file()
+            same = fresh or (written.is_file() and written.read_text() == recipe)
+            if fresh:
+                partial = written.with_suffix(".part")
+                partial.write_text(recipe)
+                partial.rename(written)
+        except OSError as error:
+            raise ExciseError(f"no progress can be kept in {self.folder}: {error}") from error
+        if not same:
             raise ExciseError(
-                f"{self.folder} holds the progress of another run (other model, data or options): "
-                "repeat that command, or remove the folder"
+                f"{self.folder} holds the progress of another run (other model, data, options or "
+                "versions): repeat that command, or remove the folder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not written.exists():
-            partial = written.with_suffix(".part")
-            partial.write_text(recipe)
-            partial.rename(written)
 
     def has_layer(self, step: int, index: int) -> bool:
         """Whether this layer was finished."""
@@ -62,6 +67,18 @@ class Progress:
         tensors = {path: linear.weight.detach() for path, linear in linears.items()}
         tensors |= {f"{path}.keep": kept[path] for path in linears}
         self._write(self._layer(step, index), tensors)
+
+    def first_costs(self, costs: dict[str, float]) -> dict[str, float]:
+        """Return what a finished run cost when it was finished first, and keep it."""
+        if self.folder is None:
+            return costs
+        written = self.folder / "costs.json"
+        if written.is_file():
+            return json.loads(written.read_text())
+        partial = written.with_suffix(".part")
+        partial.write_text(json.dumps(costs))
+        partial.rename(written)
+        return costs
 
     def remove(self) -> None:
         """Remove the folder, once the result is safe."""

@@ -74,10 +74,13 @@ class Recipe:
         count_gone(self.sparsity, 1)
         if self.sparsity == 1.0:
             raise ExciseError("sparsity is 1.0, which leaves no model: give less, as in 0.5")
-        for name, least in (("rescore", 0), ("steps", 1), ("iterations", 0), ("tune", 0)):
+        for name, least in (("rescore", 0), ("steps", 1), ("iterations", 1), ("tune", 0)):
             if getattr(self, name) < least:
                 raise ExciseError(f"{name} is {getattr(self, name)}: give at least {least}")
+        if self.damping is not None and not 0 <= self.damping <= 1:
+            raise ExciseError(f"damping is {self.damping}: give a share of the diagonal, 0 to 1")
         self._check_parts(parse_scope(self.scope))
+        self._check_effect(parse_scope(self.scope))
 
     def _check_parts(self, scope: Scope) -> None:
         """Refuse parts that exclude each other."""
@@ -87,12 +90,35 @@ class Recipe:
             )
         if scope.kind == "n:m" and self.steps > 1:
             raise ExciseError(f"scope {self.scope} is reached in one step: leave --steps out")
-        if self.criterion == SPARSEGPT and scope.kind not in ("layer", "n:m"):
-            raise ExciseError("sparsegpt chooses among columns: use scope layer, or N:M as in 2:4")
-        if self.criterion == SPARSEGPT and self.budget and self.budget_unit == "row":
+        if self.criterion == SPARSEGPT:
+            if scope.kind not in ("layer", "n:m"):
+                raise ExciseError(
+                    "sparsegpt chooses among columns: use scope layer, or N:M as in 2:4"
+                )
+            if self.update != "none" or self.steps > 1:
+                raise ExciseError(
+                    "sparsegpt updates as it chooses, at once: no --update, no --steps"
+                )
+        if self.budget_unit == "row" and self.budget == OWL:
+            raise ExciseError("owl gives each layer one sparsity: use --budget-unit matrix")
+        if self.budget_unit == "row" and self.budget and self.criterion == SPARSEGPT:
             raise ExciseError("sparsegpt has no rows of its own: use --budget-unit matrix")
+        if not 0 <= self.floor <= self.goal / self.steps or not self.goal <= self.ceiling <= 1:
+            raise ExciseError(
+                f"floor {self.floor} and ceiling {self.ceiling} do not hold the sparsity "
+                f"{self.goal:g}" + (f" in {self.steps} steps" if self.steps > 1 else "")
+            )
+
+    def _check_effect(self, scope: Scope) -> None:
+        """Refuse fields that would change nothing, so that no recipe says more than it does."""
         if self.rescore and self.order == "oneshot":
             raise ExciseError("--rescore needs --order sequential: one-shot scores once")
+        if (self.floor > 0 or self.ceiling < 1) and not self.budget and scope.kind != "global":
+            raise ExciseError("--floor and --ceiling bound a --budget or scope global: give one")
+        if self.damping is not None and not self.updates:
+            raise ExciseError("--damping is for an update: give --update obs or admm")
+        if self.weigh_tokens and self.update == "none":
+            raise ExciseError("--weigh-tokens is for an update: give --update obs or admm")
 
     @property
     def goal(self) -> float:
@@ -151,6 +177,7 @@ RECIPES: dict[str, Recipe] = {
     "fisher": Recipe(criterion="fisher", scope="global", order="oneshot"),
     "lrp": Recipe(criterion="lrp", order="oneshot"),
     "lrp-global": Recipe(criterion="lrp", scope="global", order="oneshot"),
+    "lrp-budget": Recipe(criterion="wanda-lrp", budget="lrp"),
     "wanda-admm": replace(_WANDA, update="admm"),
 }
 """Recipes by name, at 50 %; the command line, `--compare` and the tests read this table."""

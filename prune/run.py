@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..core.artefact import versions
 from ..core.data import Sample, batches, check_length, fingerprint
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, first_line
 from ..core.families import ModelView
 from ..core.identity import model_hash
-from .calibrate import Survey, survey
-from .choice import Choice, decide, linears_of, survey_needs
+from .calibrate import survey
+from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
 from .cut import Mask, plain_linear
 from .inputs import Inputs
@@ -37,8 +38,8 @@ class Pruned:
     recipe: Recipe
     seconds: float
     errors: Mapping[str, float]
-    """By path, where a gram matrix was gathered: squared error of the outputs per token, on the
-    inputs of the pruned prefix."""
+    """Of the matrices that were updated in this run, by path: squared error of the outputs per
+    token (weighed as the update weighs them), on the inputs of the pruned prefix."""
     divergences: Sequence[float] = ()
     """Of each pass of tuning: mean divergence from the dense model's predictions per token, nats.
     """
@@ -58,7 +59,6 @@ def prune_weights(
     device: Any = None,
     resume: str | Path | None = None,
     seed: int = 0,
-    surveys: dict[tuple[str, ...], Survey] | None = None,
     progress: bool = False,
 ) -> Pruned:
     """Prune a model in place.
@@ -76,26 +76,27 @@ def prune_weights(
         resume: Folder for progress: an interrupted run goes on from there at its layer, given the
             dense model again. Left in place: remove it when the result is safe.
         seed: Of the criterion `random`.
-        surveys: Kept between runs on the same dense model and samples, so that gradients which
-            two recipes need are taken once; their time counts for both.
         progress: Whether to draw progress bars on a terminal.
 
     Raises:
-        ExciseError: Quantised layers, samples the model cannot read, or statistics that are not
-            finite. The model may be pruned in part then: load it again.
+        ExciseError: Quantised layers, a pattern that does not fit them, samples the model cannot
+            read, a device that is not there or too small, or statistics that are not finite. The
+            model may be pruned in part then: load it again.
     """
     started = time.perf_counter()
     view = ModelView.of(model)
-    linears = view.layer_linears()
-    for linear in linears.values():
+    for linear in view.layer_linears().values():
         plain_linear(linear, view)
+    check_fit(recipe, view)
     if not samples:
         raise ExciseError("nothing to calibrate on: give at least one sample")
     check_length(samples, model.config)
+    _check_device(device)
     store = Progress(resume)
-    store.check(f"{recipe} {seed} {batch_size} {fingerprint(samples)} {model_hash(model)}")
+    if resume is not None:
+        key = (recipe, seed, batch_size, fingerprint(samples), model_hash(model), model.dtype)
+        store.check(f"{key} {versions()}")
     job = _Job(view, samples, recipe, batch_size, device, seed, store, progress)
-    job.surveys = {} if surveys is None else surveys
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -103,18 +104,23 @@ def prune_weights(
         dense = predictions(view, single)
         for step in range(recipe.steps):
             job.run(step)
-        divergences = tune(view, single, dense, recipe.tune, progress=progress)
+        cut = not all(bool(keep.all()) for keep in job.kept.values())
+        divergences = tune(view, single, dense, recipe.tune * cut, progress=progress)
     except KeyboardInterrupt:
-        if store.folder is None:
+        if resume is None:
             raise
-        kept = f"finished layers are kept in {store.folder}"
+        kept = f"finished layers are kept in {resume}"
         raise KeyboardInterrupt(f"{kept}: repeat the command to go on") from None
+    except torch.OutOfMemoryError as error:
+        raise ExciseError(
+            f"out of memory ({first_line(error)}): use a smaller --batch-size or --length, or a "
+            "recipe without gradients, as wanda-admm"
+        ) from None
     finally:
         for module, flag in training.items():
             module.training = flag
-    mask = Mask("weights", {f"{path}.weight": keep.cpu() for path, keep in job.kept.items()})
-    seconds = time.perf_counter() - started + job.borrowed
-    return Pruned(mask, recipe, seconds, job.errors, divergences)
+    mask = Mask("weights", {f"{path}.weight": keep for path, keep in job.kept.items()})
+    return Pruned(mask, recipe, time.perf_counter() - started, job.errors, divergences)
 
 
 class _Job:
@@ -135,40 +141,40 @@ class _Job:
         self.batch_size, self.device, self.seed, self.progress = batch_size, device, seed, progress
         self.scope = parse_scope(recipe.scope)
         self.kept = {
-            path: torch.ones_like(linear.weight, dtype=torch.bool)
+            path: torch.ones(linear.weight.shape, dtype=torch.bool)
             for path, linear in view.layer_linears().items()
         }
+        self.statistics: dict[str, LinearStatistics] = {}
+        self.token_weights: dict[str, list[Tensor]] = {}
         self.errors: dict[str, float] = {}
-        self.surveys: dict[tuple[str, ...], Survey] = {}
-        self.borrowed = 0.0
-        """Seconds that an earlier run spent on a survey this one used."""
 
     def run(self, step: int) -> None:
         """Go through all layers once, as far as an earlier run did not."""
         layers, every = self.view.layers, self.recipe.rescore or len(self.view.layers)
         done = [self.store.has_layer(step, index) for index in range(len(layers))]
         inputs = None if all(done) or not self.recipe.sees_inputs else self._inputs()
-        found, choice = None, Choice({})
+        choice = Choice()
         name = f"step {step + 1} of {self.recipe.steps}: " if self.recipe.steps > 1 else ""
         bar = tqdm(total=len(layers), desc=f"{name}pruning", unit="layer",
                    disable=None if self.progress else True)  # fmt: skip
         with bar:
             for index, layer in enumerate(layers):
                 if index % every == 0 and not all(done[index : index + every]):
-                    found = self._survey(dense=not step and not index)
-                    choice = self._decide(step, index, found)
-                mine = linears_of(layer, self.view)
+                    choice = self._choice(step, index)
+                mine, seen = linears_of(layer, self.view), {}
                 with _on(layer.module, self.device):
-                    weights = found.token_weights if found else None
-                    seen = inputs.see(index, layer, mine, weights or None) if inputs else {}
+                    if inputs and not done[index]:
+                        seen = inputs.see(index, layer, mine, self.token_weights or None)
+                    if inputs:
+                        inputs.advance(index, layer, pruned=False)
                     if done[index]:
                         self.store.load_layer(step, index, mine, self.kept)
                     else:
                         for path, linear in mine.items():
-                            self._prune(path, linear, seen.get(path), found, choice)
+                            self._prune(path, linear, seen.get(path), choice)
                         self.store.save_layer(step, index, mine, self.kept)
                     if inputs:
-                        inputs.advance(index, layer)
+                        inputs.advance(index, layer, pruned=True)
                 bar.update()
 
     def _inputs(self) -> Inputs:
@@ -180,94 +186,106 @@ class _Job:
             device=self.device,
         )
 
-    def _survey(self, dense: bool) -> Survey | None:
-        needs, weigh = survey_needs(self.recipe), self.recipe.weigh_tokens
-        if not needs and not weigh:
-            return None
-        key = (*sorted(needs), *(["token weights"] if weigh else []))
-        if dense and key in self.surveys:
-            self.borrowed += self.surveys[key].seconds
-            return self.surveys[key]
-        found = survey(
-            self.view, self.samples, needs, batch_size=self.batch_size, weigh_tokens=weigh,
-            progress=self.progress,
-        )  # fmt: skip
-        if dense:
-            self.surveys[key] = found
-        return found
-
-    def _decide(self, step: int, first: int, found: Survey | None) -> Choice:
-        """Settle what the layers from the first one on keep, so that all together meet the goal."""
-        goal = self.recipe.goal * (step + 1) / self.recipe.steps
+    def _choice(self, step: int, first: int) -> Choice:
+        """Survey the model as it is, and settle what the layers from the first one on keep."""
+        recipe, needs = self.recipe, survey_needs(self.recipe)
+        self.statistics, self.token_weights = {}, {}  # before new ones take their room
+        found = {path: LinearStatistics(0) for path in self.kept}
+        if needs or recipe.weigh_tokens:
+            found, self.token_weights = survey(
+                self.view, self.samples, needs, batch_size=self.batch_size,
+                weigh_tokens=recipe.weigh_tokens, progress=self.progress,
+            )  # fmt: skip
+        self.statistics = {
+            path: replace(each, name=path, seed=self.seed) for path, each in found.items()
+        }
         left = {
             path: linear
             for layer in self.view.layers[first:]
             for path, linear in linears_of(layer, self.view).items()
         }
+        share = self._share(recipe.goal * (step + 1) / recipe.steps, left)
+        choice = decide(recipe, share, self.view.layers[first:], left, self.statistics, self.kept)
+        if recipe.criterion == SPARSEGPT or not needs & set(get_criterion(recipe.criterion).needs):
+            self.statistics = {  # budgets are settled: what they needed can go
+                path: LinearStatistics(0, name=path, seed=self.seed) for path in self.statistics
+            }
+        return choice
+
+    def _share(self, goal: float, left: Mapping[str, nn.Linear]) -> float:
+        """Return the share of what is left that has to go, so that all together meet the goal."""
+        if len(left) == len(self.kept):
+            return goal
         total = sum(keep.numel() for keep in self.kept.values())
         gone = sum(int((~keep).sum()) for path, keep in self.kept.items() if path not in left)
-        here = sum(linear.weight.numel() for linear in left.values())
-        share = min(max((count_gone(goal, total) - gone) / here, 0.0), 1.0) if first else goal
-        return decide(self.recipe, share, self.view.layers[first:], left, found, self.kept)
+        share = (count_gone(goal, total) - gone) / sum(
+            linear.weight.numel() for linear in left.values()
+        )
+        return min(max(share, self.recipe.floor), self.recipe.ceiling)
 
     def _prune(
-        self,
-        path: str,
-        linear: nn.Linear,
-        seen: LinearStatistics | None,
-        found: Survey | None,
-        choice: Choice,
+        self, path: str, linear: nn.Linear, seen: LinearStatistics | None, choice: Choice
     ) -> None:
         """Choose what one matrix keeps, update it, and write it into the model."""
-        weight, keep = linear.weight.detach(), self.kept[path].to(linear.weight.device)
-        statistics = _merged(path, seen, found, self.seed)
-        if self.recipe.criterion == SPARSEGPT:
+        weight, recipe = linear.weight.detach(), self.recipe
+        statistics = _merged(self.statistics[path], seen)
+        if recipe.criterion == SPARSEGPT:
+            pattern = self.scope.size if self.scope.kind == "n:m" else choice.shares[path]
             assert statistics.gram is not None
-            pattern = self.scope.size if self.scope.kind == "n:m" else None
-            share = choice.shares[path] if pattern is None else pattern
-            updated, keep = sparsegpt(
-                weight, statistics.gram, share, damping=self.recipe.damp(0.01)
-            )
+            assert pattern is not None
+            updated, keep = sparsegpt(weight, statistics.gram, pattern, damping=recipe.damp(0.01))
         else:
             if path in choice.masks:
                 keep = choice.masks[path].to(weight.device)
             else:
-                scores = get_criterion(self.recipe.criterion).score(weight, statistics)
-                keep = choice.keep(self.scope, path, scores.masked_fill(~keep, -torch.inf))
-            updated = self._updated(weight, statistics.gram, keep)
+                scores = get_criterion(recipe.criterion).score(weight, statistics)
+                gone = ~self.kept[path].to(weight.device)
+                keep = choice.keep(self.scope, path, scores.masked_fill(gone, -torch.inf))
+            updated = _updated(recipe, weight, statistics.gram, keep)
         if statistics.gram is not None:
-            self.errors[path] = reconstruction_error(weight, updated, statistics.gram)
-            self.errors[path] /= statistics.tokens
+            error = reconstruction_error(weight, updated, statistics.gram)
+            self.errors[path] = error / statistics.tokens
         linear.weight.data.copy_(updated)
-        self.kept[path] = keep
-
-    def _updated(self, weight: Tensor, gram: Tensor | None, keep: Tensor) -> Tensor:
-        if self.recipe.update == "none":
-            return weight.masked_fill(~keep, 0.0)
-        assert gram is not None
-        if self.recipe.update == "obs":
-            return obs(weight, gram, keep, damping=self.recipe.damp(0.01))
-        return admm(
-            weight, gram, keep, iterations=self.recipe.iterations, damping=self.recipe.damp(0.1)
-        )
+        self.kept[path] = keep.cpu()
 
 
-def _merged(
-    path: str, seen: LinearStatistics | None, found: Survey | None, seed: int
-) -> LinearStatistics:
-    """Put together what the layer's own inputs and the whole model's gradients say."""
-    whole = found.statistics[path] if found else LinearStatistics(0)
-    mine = seen or whole
-    inputs = {"input_square": mine.input_square, "input_sum": mine.input_sum, "gram": mine.gram}
-    tokens = mine.tokens or whole.tokens
-    return replace(whole, tokens=tokens, **inputs, name=path, seed=seed)
+def _updated(recipe: Recipe, weight: Tensor, gram: Tensor | None, keep: Tensor) -> Tensor:
+    """Return the weights that stay, updated, and zeros."""
+    if recipe.update == "none":
+        return weight.masked_fill(~keep, 0.0)
+    assert gram is not None
+    if recipe.update == "obs":
+        return obs(weight, gram, keep, damping=recipe.damp(0.01))
+    return admm(weight, gram, keep, iterations=recipe.iterations, damping=recipe.damp(0.1))
+
+
+def _merged(whole: LinearStatistics, seen: LinearStatistics | None) -> LinearStatistics:
+    """Put together what the whole model's gradients and the layer's own inputs say."""
+    if seen is None:
+        return whole
+    return replace(
+        whole, tokens=seen.tokens, input_square=seen.input_square, input_sum=seen.input_sum,
+        gram=seen.gram,
+    )  # fmt: skip
+
+
+def _check_device(device: Any) -> None:
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch built without it
+        raise ExciseError(
+            f"layers cannot be computed on {str(device)!r} ({first_line(error)}): "
+            "give --layer-device cpu or cuda:0, or leave it out"
+        ) from error
 
 
 @contextmanager
 def _on(module: nn.Module, device: Any) -> Iterator[None]:
     """Have a layer on a device for a while."""
     home = next(module.parameters()).device
-    if device is not None and torch.device(device) != home:
+    if device is not None:
         module.to(device)
     try:
         yield

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm import tqdm
 
 from ..core.data import Batch
+from ..core.errors import ExciseError
 from ..core.families import ModelView, kind_of
 from ..core.frozen import frozen
 
@@ -42,12 +43,13 @@ def tune(
 ) -> list[float]:
     """Fit scales and biases to a model's former predictions, in place.
 
+    Scales begin at 1, and shifts of biases count in units of their root mean square.
     Minimises the Kullback-Leibler divergence from the former to the present distribution of every
     next token, with Adam, one step per batch.
 
     Args:
         view: The pruned model.
-        batches: Calibration samples.
+        batches: Calibration samples; a step is taken after each.
         targets: What `predictions` gave on them before the model was pruned.
         epochs: Passes over the samples.
         rate: First step size.
@@ -55,20 +57,23 @@ def tune(
 
     Returns:
         Mean divergence per token in each epoch, in nats.
+
+    Raises:
+        ExciseError: Half precision was too narrow for it. The model is as it was before.
     """
     losses: list[float] = []
     if not epochs:
         return losses
-    with frozen(view), _scaled(view) as parameters:
+    steps = epochs * len(batches)
+    with frozen(view), _scaled(view) as outputs:
+        parameters = [tensor for output in outputs for tensor in output.parameters]
         optimiser = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
-        total = epochs * len(batches)
-        bar = tqdm(total=total, desc="tuning", unit="step", disable=None if progress else True)
-        with bar:
+        with tqdm(total=steps, desc="tuning", disable=None if progress else True) as bar:
             for epoch in range(epochs):
                 parts = []
                 for at, (batch, target) in enumerate(zip(batches, targets, strict=True)):
                     done = epoch * len(batches) + at
-                    optimiser.param_groups[0]["lr"] = rate * (1 - done / total)
+                    optimiser.param_groups[0]["lr"] = rate * (1 - done / steps)
                     loss = _divergence(view, batch, target)
                     loss.backward()
                     optimiser.step()
@@ -76,6 +81,13 @@ def tune(
                     parts.append(loss.item())
                     bar.update()
                 losses.append(sum(parts) / len(parts))
+        if not all(bool(tensor.isfinite().all()) for tensor in parameters):
+            raise ExciseError(
+                "tuning left no finite numbers: use --dtype float32 or bfloat16, or --tune 0"
+            )
+        with torch.no_grad():
+            for output in outputs:
+                output.fold()
     return losses
 
 
@@ -94,40 +106,43 @@ def _divergence(view: ModelView, batch: Batch, target: Tensor) -> Tensor:
     return kl_div(now, then, log_target=True, reduction="batchmean")
 
 
+class _Output:
+    """The output of a linear or a norm, scaled, and shifted where there is a bias: in float32."""
+
+    def __init__(self, module: Any):
+        self.module = module
+        self.scale = torch.ones(len(module.weight), device=module.weight.device).requires_grad_()
+        self.parameters = [self.scale]
+        self.shift: Tensor | None = None
+        if getattr(module, "bias", None) is not None:
+            self.shift = torch.zeros_like(self.scale).requires_grad_()
+            self.parameters.append(self.shift)
+            self.unit = module.bias.float().square().mean().sqrt().clamp_min(1e-3)
+
+    def __call__(self, _module: Any, _args: Any, output: Tensor) -> Tensor:
+        scaled = output * self.scale.to(output.dtype)
+        return scaled if self.shift is None else scaled + (self.unit * self.shift).to(output.dtype)
+
+    def fold(self) -> None:
+        """Put scale and shift into weight and bias."""
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        if kind_of(self.module) == "rms_norm_plus_one":  # scales by 1 + weight
+            weight.copy_((1 + weight.float()) * self.scale - 1)
+        else:
+            weight.copy_(weight * (self.scale[:, None] if weight.ndim == 2 else self.scale))
+        if bias is not None and self.shift is not None:
+            bias.copy_(bias * self.scale + self.unit * self.shift)
+
+
 @contextmanager
-def _scaled(view: ModelView) -> Iterator[list[nn.Parameter]]:
-    """Scale outputs of linears and norms for a while, then fold the scales into their weights."""
-    scales: dict[Any, nn.Parameter] = {}
-    biases: list[nn.Parameter] = []
-    handles = []
-    modules: dict[str, Any] = {**view.layer_linears()}
-    modules |= dict(view.modules("rms_norm", "rms_norm_plus_one", "layer_norm"))
-    for module in modules.values():
-        width = module.weight.shape[0]
-        scales[module] = nn.Parameter(torch.ones(width, device=module.weight.device))
-        if (bias := getattr(module, "bias", None)) is not None:
-            biases.append(bias.requires_grad_())
-
-        def scale(module: Any, _args: Any, output: Tensor) -> Tensor:
-            return output * scales[module].to(output.dtype)
-
-        handles.append(module.register_forward_hook(scale))
+def _scaled(view: ModelView) -> Iterator[list[_Output]]:
+    """Scale outputs of linears and norms for a while."""
+    norms = view.modules("rms_norm", "rms_norm_plus_one", "layer_norm")
+    modules: list[Any] = [*view.layer_linears().values(), *(norm for _, norm in norms)]
+    outputs = [_Output(module) for module in modules if module.weight is not None]
+    handles = [output.module.register_forward_hook(output) for output in outputs]
     try:
-        yield [*scales.values(), *biases]
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
-        for bias in biases:
-            bias.requires_grad_(False)
-        with torch.no_grad():
-            for module, factors in scales.items():
-                _fold(module, factors)
-
-
-def _fold(module: Any, scale: Tensor) -> None:
-    if kind_of(module) == "rms_norm_plus_one":  # scales by 1 + weight
-        module.weight.copy_((1 + module.weight) * scale - 1)
-        return
-    module.weight.mul_(scale[:, None] if module.weight.ndim == 2 else scale)
-    if getattr(module, "bias", None) is not None:
-        module.bias.mul_(scale)

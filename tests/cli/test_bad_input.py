@@ -175,7 +175,11 @@ CASES = [
     (PRUNE.replace("{relevance}", "{foreign}"), "{opt}"),
     (PRUNE.replace("{relevance}", "{nan_relevance}"), "heads"),
     (PRUNE.replace("{relevance}", "{cut_relevance}"), "{cut_relevance}"),
-    (PRUNE.replace("{relevance}", "{foreign}") + " --components weights --other-model", "fc1"),
+    (
+        PRUNE.replace("{relevance}", "{foreign}").replace("neurons --zero", "weights")
+        + " --other-model",
+        "fc1",
+    ),
     (PRUNE.replace("0.3", "1.5"), "1.5"),
     (PRUNE.replace("0.3", "nan"), "nan"),
     (PRUNE + " --components tokens", "tokens"),

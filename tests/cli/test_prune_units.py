@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 from excise import Relevance
-from excise.cli.prune import CHANGES, command
+from excise.cli.prune import command
 from excise.cli.prune_options import OF_RECIPES
 from excise.cli.prune_units import DEFAULT_UNIT_CRITERION
 from excise.core.families import ModelView
@@ -278,7 +278,7 @@ def expect_one_line(result: Result, said: str) -> None:
 OPTIONS = {parameter.name: parameter for parameter in command.params}
 
 
-OF_WEIGHTS = [name for name in (*CHANGES, *OF_RECIPES) if name in OPTIONS and name != "criterion"]
+OF_WEIGHTS = [name for name in OF_RECIPES if name in OPTIONS and name != "criterion"]
 
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)

@@ -49,3 +49,12 @@ def test_inputs_of_linears_are_seen(tiny_llama: Any):
     assert seen == [(layer.mlp_out, (2, 6, view.d_mlp)), (layer.mlp_out, (1, 4, view.d_mlp))]
     list(flow.through(1, view.layers[1], "cpu"))
     assert len(seen) == 2
+
+
+def test_a_layer_keeps_a_forward_of_its_own(tiny_llama: Any):
+    view = ModelView.of(tiny_llama)
+    layer = view.layers[0].module
+    own = layer.forward
+    layer.forward = own  # as accelerate's hooks do
+    Flow.begin(view, [collate(prompts((4,)))])
+    assert vars(layer)["forward"] is own

@@ -1,7 +1,6 @@
 """Pruning runs, re-derived with nothing but hooks on the whole model."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from excise.core.data import Sample, collate
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
+from excise.prune.criteria import CRITERIA
+from excise.prune.progress import Progress
 from excise.prune.recipe import RECIPES, Recipe, get_recipe
 from excise.prune.run import prune_weights
 from torch import Tensor
@@ -143,7 +144,9 @@ def test_every_recipe_cuts_what_it_says(name: str, kind: str, tiny: Callable[...
             if not recipe.updates:
                 kept = pruned.mask.keep[path]
                 assert torch.equal(parameter[kept], before[path][kept])
-    assert (recipe.updates and set(pruned.errors)) or not pruned.errors
+    assert set(pruned.errors) == (
+        set(ModelView.of(model).layer_linears()) if recipe.updates else set()
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,18 @@ def test_updates_lose_less_than_none(kind: str, update: Any, tiny: Callable[...,
     assert all(losses[1][path] < losses[0][path] for path in losses[0])
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(budget="fisher", update="admm", rescore=1)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(order="oneshot", update="obs", weigh_tokens=True),
+        Recipe(budget="fisher", update="admm", rescore=1),
+        Recipe(criterion="fisher", scope="global", floor=0.1, steps=2),
+        Recipe(budget="owl", budget_unit="matrix"),
+        get_recipe("best", tune=1),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_goes_on(
     kind: str,
@@ -205,29 +219,52 @@ def test_an_interrupted_run_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from excise.prune.progress import Progress
-
+    """Stopped behind each layer in turn, or while its file is written."""
     samples, whole = prompts(), tiny(kind)
     expected = prune_weights(whole, samples, recipe)
-    save, calls = Progress.save_layer, []
+    save = Progress.save_layer
 
-    def stop_after_one(self: Any, *given: Any) -> None:
-        if calls:
-            raise KeyboardInterrupt
+    def stop(self: Any, *given: Any) -> None:
         save(self, *given)
-        calls.append(1)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Progress, "save_layer", stop_after_one)
-    with pytest.raises(KeyboardInterrupt):
-        prune_weights(tiny(kind), samples, recipe, resume=tmp_path / "p")
+    for _ in range(2 * recipe.steps):
+        monkeypatch.setattr(Progress, "save_layer", stop)
+        with pytest.raises(KeyboardInterrupt, match="repeat the command"):
+            prune_weights(tiny(kind), samples, recipe, resume=tmp_path / "p")
     monkeypatch.setattr(Progress, "save_layer", save)
     model = tiny(kind)
     pruned = prune_weights(model, samples, recipe, resume=tmp_path / "p")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, dict(whole.named_parameters())[name]), name
     assert all(torch.equal(k, expected.mask.keep[n]) for n, k in pruned.mask.keep.items())
+
+
+def test_progress_of_another_run_is_refused(tiny_opt: Any, tmp_path: Path):
+    (tmp_path / "p").mkdir()  # a run that was killed at once
+    prune_weights(tiny_opt, prompts(), Recipe(), resume=tmp_path / "p")
+    for model, recipe in ((tiny_opt, Recipe(0.6)), (tiny_opt.to(torch.bfloat16), Recipe())):
+        with pytest.raises(ExciseError, match="progress of another run"):
+            prune_weights(model, prompts(), recipe, resume=tmp_path / "p")
+    (tmp_path / "p" / "step-0-layer-000.safetensors").write_bytes(b"broken")
+    (tmp_path / "p" / "recipe.txt").unlink()
     with pytest.raises(ExciseError, match="progress of another run"):
-        prune_weights(tiny(kind), samples, replace(recipe, sparsity=0.6), resume=tmp_path / "p")
+        prune_weights(tiny_opt, prompts(), Recipe(), resume=tmp_path / "p")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_can_compare_all_layers(criterion: str, tiny: Callable[..., Any]):
+    for recipe in (Recipe(0.3, criterion, "global"), Recipe(0.3, budget=criterion)):
+        pruned = prune_weights(tiny("llama-gqa"), prompts(), recipe)
+        assert pruned.sparsity == pytest.approx(0.3, abs=1e-4)
+
+
+def test_random_masks_follow_the_seed(tiny: Callable[..., Any]):
+    for scope in ("row", "global"):
+        recipe = Recipe(criterion="random", scope=scope)
+        found = [prune_weights(tiny("opt"), prompts(), recipe, seed=s).mask.keep for s in (0, 0, 1)]
+        same = [all(torch.equal(found[0][n], other[n]) for n in other) for other in found[1:]]
+        assert same == [True, False], scope
 
 
 def test_batching_and_padding_make_no_difference(tiny: Callable[..., Any]):
@@ -266,6 +303,14 @@ def test_nothing_gone_is_nothing_touched(tiny: Callable[..., Any]):
         ({"criterion": "sparsegpt"}, "scope layer, or N:M"),
         ({"criterion": "sparsegpt", "scope": "layer", "budget": "owl"}, "--budget-unit matrix"),
         ({"order": "oneshot", "rescore": 2}, "--order sequential"),
+        ({"criterion": "sparsegpt", "scope": "layer", "steps": 2}, "at once"),
+        ({"criterion": "sparsegpt", "scope": "layer", "update": "admm"}, "at once"),
+        ({"budget": "owl"}, "--budget-unit matrix"),
+        ({"floor": 0.1}, "bound a --budget"),
+        ({"budget": "fisher", "floor": 0.3, "steps": 2}, "in 2 steps"),
+        ({"damping": 0.1}, "--damping is for an update"),
+        ({"damping": -1.0, "update": "obs"}, "damping is -1"),
+        ({"weigh_tokens": True}, "--weigh-tokens is for an update"),
     ],
 )
 def test_recipes_that_cannot_be(fields: dict[str, Any], said: str):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from excise.core.data import Sample, collate
+from excise.core.errors import ExciseError
 from excise.core.families import ModelView
 from excise.prune.recipe import Recipe
 from excise.prune.run import prune_weights
@@ -67,10 +68,13 @@ def test_folding_changes_nothing(kind: str, tiny: Callable[..., Any]):
 
     model = tiny(kind).double()
     view, ids = ModelView.of(model), torch.tensor([prompts()[0].input_ids])
-    with torch.no_grad(), _scaled(view) as parameters:
-        for at, parameter in enumerate(parameters):
-            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=_draw(at)))
-        scaled = model(ids).logits
+    with torch.no_grad():
+        with _scaled(view) as outputs:
+            for at, tensor in enumerate(t for output in outputs for t in output.parameters):
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=_draw(at)))
+            scaled = model(ids).logits
+        for output in outputs:
+            output.fold()
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, scaled, rtol=1e-6, atol=1e-6)
 
@@ -86,3 +90,29 @@ def test_the_first_loss_is_the_divergence_of_the_pruned_model(tiny: Callable[...
     untuned = tiny("opt").double()
     prune_weights(untuned, samples, Recipe())
     assert pruned.divergences[0] == pytest.approx(divergence(untuned, dense, samples), rel=1e-5)
+
+
+def test_half_precision_with_biases(tiny: Callable[..., Any]):
+    """Public OPT checkpoints are float16, where Adam's own numbers would not fit."""
+    model = tiny("opt").half()
+    pruned = prune_weights(model, prompts(2), Recipe(tune=2))
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert pruned.divergences[1] < pruned.divergences[0]
+
+
+def test_a_tuning_that_fails_leaves_the_model(tiny: Callable[..., Any]):
+    model, batch = tiny("opt"), [collate(prompts(2))]
+    view = ModelView.of(model)
+    targets = [torch.full_like(t, torch.nan) for t in predictions(view, batch)]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ExciseError, match="--tune 0"):
+        tune(view, batch, targets, 1)
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_norms_without_weights(kinds: Any):
+    import transformers
+
+    arguments = {**kinds["opt"][1], "layer_norm_elementwise_affine": False}
+    model = transformers.OPTForCausalLM(transformers.OPTConfig(**arguments)).eval()
+    assert len(prune_weights(model, prompts(2), Recipe(tune=1)).divergences) == 1

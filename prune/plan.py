@@ -1,0 +1,132 @@
+"""What a pruning run will need, before it starts: memory counted, time estimated."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.data import Sample
+from ..core.families import ModelView
+from ..core.memory import readable, resident
+from ..lrp.fitter import RelevanceFitter
+from ..lrp.run import activation_bytes
+from .calibrate import passes
+from .choice import check_fit, linears_of, survey_needs
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and seconds, each by what takes them."""
+
+    held: int
+    """Bytes the process holds now, the model among them."""
+    scores: int
+    """Of what the whole model decides: masks, statistics of weights."""
+    gradients: int
+    """Of activations while gradients are taken."""
+    layer: int
+    """Of one decoder layer with its gram matrices and the copies that scoring and updating make,
+    and a batch: what the device holds."""
+    buffers: int
+    """Of the hidden states of all samples: those a layer reads, and the dense model's last ones
+    if tuning fits them."""
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        """Most bytes held at once: gradients are not taken while a layer is pruned."""
+        return self.held + self.scores + self.buffers + max(self.gradients, self.layer)
+
+    def __str__(self) -> str:
+        parts = [f"{readable(self.held)} now"]
+        for name in ("scores", "gradients", "layer", "buffers"):
+            if size := getattr(self, name):
+                parts.append(f"{name} {readable(size)}")
+        time = f"{self.seconds / 60:.0f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
+        return f"about {time}, peak memory about {readable(self.peak)} ({', '.join(parts)})"
+
+
+def plan(
+    model: Any, samples: Sequence[Sample], recipe: Recipe, batch_size: int = 4, speed: float = 0.0
+) -> Plan:
+    """Count what pruning will take. The model is not run.
+
+    Time is the number of operations over the machine's speed: right to a factor of two.
+
+    Args:
+        model: The model.
+        samples: Calibration samples.
+        recipe: How it will be pruned.
+        batch_size: Samples per pass.
+        speed: Multiplications and additions per second; 0 measures it on one product.
+
+    Raises:
+        ExciseError: A pattern that does not fit the model.
+    """
+    view = ModelView.of(model)
+    check_fit(recipe, view)
+    size = view.embedding.weight.element_size()
+    tokens = sum(len(sample.input_ids) for sample in samples)
+    longest = max(len(sample.input_ids) for sample in samples)
+    rows = min(batch_size, len(samples))
+    weights = sum(linear.weight.numel() for linear in view.layer_linears().values())
+    forward = 2.0 * tokens * weights
+    needs = survey_needs(recipe)
+    gathered = passes(needs, recipe.weigh_tokens)
+    rounds = recipe.steps * (-(-len(view.layers) // recipe.rescore) if recipe.rescore else 1)
+    flops = rounds * forward * (4 * len(gathered) + ("input_square" in needs))
+    fields = [name for name in gathered if name in needs]
+    gradients = 0
+    if gathered or recipe.tune:
+        fitter = RelevanceFitter(model, "next-tokens", "lrp", (), ("*",), "square")
+        gradients = activation_bytes(fitter, (rows if gathered else 1) * longest)
+    shapes = [linear.weight.shape for linear in linears_of(view.layers[0], view).values()]
+    layer = sum(high * wide for high, wide in shapes) * (size if recipe.sees_inputs else 0)
+    layer += 16 * max(high * wide for high, wide in shapes)  # scores and their order
+    buffers = 0
+    if recipe.sees_inputs:
+        flops += 2 * recipe.steps * forward
+        buffers += tokens * view.d_model * size
+        layer += rows * longest * (3 * view.d_mlp + 8 * view.d_model) * size
+    if recipe.updates:
+        read = _read(view, shared=not recipe.weigh_tokens)
+        layer += 4 * sum(wide**2 for wide in read) + 16 * max(wide**2 for wide in read)
+        times = recipe.iterations if recipe.update == "admm" else 1
+        solving = sum(2.0 * (times + 3) * high * wide**2 + 2.0 * wide**3 for high, wide in shapes)
+        gram = 2.0 * tokens * sum(wide**2 for wide in read)
+        flops += recipe.steps * len(view.layers) * (solving + gram)
+    if recipe.tune:
+        buffers += tokens * view.d_model * size
+        flops += recipe.tune * 4 * (forward + 2.0 * tokens * view.embedding.weight.numel())
+    return Plan(
+        held=resident(),
+        scores=weights * (2 if recipe.budget else 1) + 4 * weights * len(fields),
+        gradients=gradients,
+        layer=layer,
+        buffers=buffers,
+        seconds=flops / (speed or _speed(view.embedding.weight)),
+    )
+
+
+def _read(view: ModelView, shared: bool) -> list[int]:
+    """Return the widths of the gram matrices of a layer: one for linears that read the same."""
+    layer = view.layers[0]
+    if not shared:
+        return [linear.in_features for linear in linears_of(layer, view).values()]
+    inner = (layer.attention_out.in_features, layer.mlp_out.in_features)
+    return [view.d_model, view.d_model, *inner]
+
+
+def _speed(like: torch.Tensor) -> float:
+    """Time a matrix product on the model's device and in its precision: the best of three."""
+    side = 768
+    square = torch.ones(side, side, dtype=like.dtype, device=like.device)
+    best = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        float((square @ square)[0, 0])  # waits for the device
+        best = max(best, 2.0 * side**3 / (time.perf_counter() - started))
+    return best
