@@ -90,7 +90,7 @@ def plan(
     if recipe.sees_inputs:
         flops += 2 * recipe.steps * forward
         buffers += tokens * view.d_model * size
-        layer += rows * longest * (3 * view.d_mlp + 8 * view.d_model) * size
+        layer += rows * longest * (6 * view.d_mlp + 8 * view.d_model) * size
     if recipe.updates:
         read = _read(view, shared=not recipe.weigh_tokens)
         layer += 4 * sum(wide**2 for wide in read) + 16 * max(wide**2 for wide in read)
@@ -102,7 +102,7 @@ def plan(
         buffers += tokens * view.d_model * size
         flops += recipe.tune * 4 * (forward + 2.0 * tokens * view.embedding.weight.numel())
     return Plan(
-        held=resident(),
+        held=max(resident(), sum(p.nbytes for p in model.parameters())),  # some may not be read yet
         scores=weights * (2 if recipe.budget else 1) + 4 * weights * len(fields),
         gradients=gradients,
         layer=layer,

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from excise.core.data import Sample, collate
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
@@ -110,9 +111,8 @@ def test_a_tuning_that_fails_leaves_the_model(tiny: Callable[..., Any]):
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="4.x cannot make such a model itself")
 def test_norms_without_weights(kinds: Any):
-    import transformers
-
     arguments = {**kinds["opt"][1], "layer_norm_elementwise_affine": False}
     model = transformers.OPTForCausalLM(transformers.OPTConfig(**arguments)).eval()
     assert len(prune_weights(model, prompts(2), Recipe(tune=1)).divergences) == 1
