@@ -101,7 +101,7 @@ def decide(
     criterion = recipe.criterion if whole else recipe.budget
     if criterion is None:
         return Choice(dict.fromkeys(linears, goal))
-    scores = _Scores(criterion, layers, linears, statistics, kept)
+    scores = _Scores(criterion, linears, statistics, kept)
     masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
     if whole:
         return Choice(masks=masks)
@@ -113,27 +113,23 @@ def decide(
 class _Scores(Mapping[str, Tensor]):
     """Scores of all matrices, computed when asked for, on one scale; what is gone is lowest.
 
-    Criteria whose scores do not mean the same in two layers are divided by their mean size in the
-    decoder layer: so the relevance of all layers weighs the same, as conservation would have it.
+    Criteria whose scores do not mean the same in two matrices are divided by their mean size in
+    each: LRP shrinks from layer to layer, and its quarter for queries and keys within one.
     """
 
     def __init__(
         self,
         criterion: str,
-        layers: Sequence[LayerView],
         linears: Mapping[str, nn.Linear],
         statistics: Mapping[str, LinearStatistics],
         kept: Mapping[str, Tensor],
     ):
         self.criterion, self.linears = get_criterion(criterion), linears
         self.statistics, self.kept = statistics, kept
-        self.scale: dict[str, float] = dict.fromkeys(linears, 1.0)
+        self.scale = dict.fromkeys(linears, 1.0)
         if not self.criterion.comparable:
-            for layer in layers:
-                mine = [path for path in linears if path.startswith(f"{layer.path}.")]
-                total = sum(float(self._raw(p).abs().sum(dtype=torch.float64)) for p in mine)
-                count = sum(linears[path].weight.numel() for path in mine)
-                self.scale.update(dict.fromkeys(mine, total / count or 1.0))
+            for path in linears:
+                self.scale[path] = float(self._raw(path).abs().mean(dtype=torch.float64)) or 1.0
 
     def _raw(self, path: str) -> Tensor:
         return self.criterion.score(self.linears[path].weight, self.statistics[path])
