@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..lrp.relevance import Relevance
     from ..prune.cut import Mask
 
-DEFAULT_UNIT_CRITERION = "fisher"
-"""How units are scored unless the user says otherwise."""
+DEFAULT_UNIT_CRITERION = {"neurons": "lrp", "heads": "lrp", "layers": "block-influence"}
+"""How units are scored unless the user says otherwise; of neurons, the best measured."""
 
 
 def prune_units(
@@ -90,7 +90,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
 
     component, size = options["components"], options["batch_size"]
     zero, compensate = options["zero"], options["compensate"]
-    name = "random" if relevance else options["criterion"] or DEFAULT_UNIT_CRITERION
+    name = "random" if relevance else options["criterion"] or DEFAULT_UNIT_CRITERION[component]
     criterion = get_unit_criterion(name, component)
     source = calibration_of(options) if criterion.needs_data or compensate else None
     loaded = _load(relevance, options)

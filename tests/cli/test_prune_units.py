@@ -75,7 +75,7 @@ def test_units_are_taken_out(
     dense, cut = AutoModelForCausalLM.from_pretrained(model), loaded(out)
     assert units(cut, component) == units(dense, component) / 2
     assert told["sparsity"] == told["asked"] == 0.5
-    assert told["criterion"] == DEFAULT_UNIT_CRITERION
+    assert told["criterion"] == DEFAULT_UNIT_CRITERION[component]
     assert told["parameters"] == {"before": count(dense), "after": count(cut)}
     assert count(cut) < count(dense)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (out, model)]
@@ -85,7 +85,7 @@ def test_units_are_taken_out(
     assert mask.sparsity == 0.5
     recipe = recipe_of(out)
     assert recipe["verb"] == "prune"
-    assert recipe["criterion"] == DEFAULT_UNIT_CRITERION
+    assert recipe["criterion"] == DEFAULT_UNIT_CRITERION[component]
     assert recipe["prompt_hashes"]
     assert str(small[1]) in recipe["calibration"]
     assert excise("eval", out, "--task", "ioi", "--samples", 4).exit_code == 0
