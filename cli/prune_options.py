@@ -39,7 +39,8 @@ def check_options(options: dict[str, Any]) -> None:
         refused |= dict.fromkeys(OF_RELEVANCE, "is for --relevance: give that, or leave it out")
     if component == "weights":
         refused["compensate"] = "is for what is removed, and weights are zeroed"
-        refused["zero"] = "is for neurons and heads: weights are zeroed anyway"
+        if not by_relevance:
+            refused["zero"] = "is for neurons and heads: weights are zeroed anyway"
     if by_relevance or component != "weights":
         beside = "--relevance" if component == "weights" else f"--components {component}"
         why = f"is for recipes of weights: leave it out with {beside}"

@@ -56,10 +56,10 @@ def test_the_model_comes_back_after_an_error(tiny_opt: Any):
 
 def test_watching_memory():
     with watched() as held:
-        block = torch.ones(64 << 20, dtype=torch.uint8)
+        block = torch.ones(256 << 20, dtype=torch.uint8)
         for _ in range(20):
             block += 1  # long enough to be looked at
-    assert 60 << 20 < held.added < 200 << 20
+    assert 128 << 20 < held.added < 512 << 20  # what was freed meanwhile counts against it
     assert held.most >= held.start
 
 
