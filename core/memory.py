@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -15,6 +16,11 @@ def resident() -> int:
     if (cuda := _cuda()) is not None:
         return cuda.memory_allocated()
     return psutil.Process().memory_info().rss
+
+
+def held_with(model: Any) -> int:
+    """Return the bytes held now, or of a model's weights if more: some may not be read yet."""
+    return max(resident(), sum(parameter.nbytes for parameter in model.parameters()))
 
 
 def peak() -> int:

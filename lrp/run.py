@@ -18,7 +18,7 @@ from ..core.artefact import read_artefact, write_artefact
 from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
 from ..core.identity import model_hash
-from ..core.memory import available, readable, resident
+from ..core.memory import available, held_with, readable, resident
 from .fitter import RelevanceFitter
 from .relevance import Relevance
 from .targets import Target
@@ -242,8 +242,7 @@ def forecast(
         width = {"heads": fitter.view.n_heads, "neurons": fitter.view.d_mlp, "tokens": 0}
         layers = len(fitter.view.layers)
         scores += sum(width[c] for c in fitter.components) * layers * len(samples) * 4
-    held = max(resident(), sum(p.numel() * p.element_size() for p in model.parameters()))
-    return Forecast(held + activations + scores, seconds)
+    return Forecast(held_with(model) + activations + scores, seconds)
 
 
 def choose_batch_size(model: Any, samples: Sequence[Sample], **options: Any) -> int:

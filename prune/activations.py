@@ -1,14 +1,15 @@
 """What modules read and give over calibration tokens: one forward pass, padding left out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from ..core.data import Batch
+from ..core.data import Batch, Sample, batches
 from ..core.errors import ExciseError
 from ..core.families import ModelView
 from .statistics import LinearFitter, LinearStatistics
@@ -16,6 +17,14 @@ from .statistics import LinearFitter, LinearStatistics
 
 See = Callable[[int, Float[Tensor, "tokens read"], Float[Tensor, "tokens given"]], None]
 """Given the index of a module, what it read and what it gave."""
+
+
+def shown(samples: Sequence[Sample], batch_size: int, what: str, progress: bool) -> Iterator[Batch]:
+    """Iterate over batches behind a progress bar that counts samples."""
+    with tqdm(total=len(samples), desc=what, disable=None if progress else True) as bar:
+        for batch in batches(samples, batch_size):
+            yield batch
+            bar.update(len(batch))
 
 
 def run_through(

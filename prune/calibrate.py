@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..core.data import Sample, batches
+from ..core.data import Sample
 from ..core.families import ModelView
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.methods import Aggregate
-from .activations import input_statistics
+from .activations import input_statistics, shown
 from .statistics import LinearStatistics
 
 
@@ -95,8 +94,8 @@ def survey(
     tokens = sum(len(sample.input_ids) for sample in samples)
     inputs = [LinearStatistics(tokens)] * len(linears)
     if wants_inputs:
-        shown = _shown(samples, batch_size, "activations", progress)
-        inputs = input_statistics(view, shown, list(linears.values()))
+        seen = shown(samples, batch_size, "activations", progress)
+        inputs = input_statistics(view, seen, list(linears.values()))
     statistics = {
         path: replace(read, **fields_found, name=path)
         for (path, fields_found), read in zip(found.items(), inputs, strict=True)
@@ -118,7 +117,7 @@ def _backward(
     )
     taps = nullcontext() if weights is None else _token_energy(linears, weights)
     with taps:
-        for batch in _shown(samples, batch_size, f"gradients ({gathered.method})", progress):
+        for batch in shown(samples, batch_size, f"gradients ({gathered.method})", progress):
             fitter.update(batch)
     return fitter.weight_sums()
 
@@ -145,11 +144,3 @@ def _token_energy(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _shown(samples: Sequence[Sample], batch_size: int, what: str, progress: bool) -> Iterator[Any]:
-    """Iterate over batches behind a progress bar that counts samples."""
-    with tqdm(total=len(samples), desc=what, disable=None if progress else True) as bar:
-        for batch in batches(samples, batch_size):
-            yield batch
-            bar.update(len(batch))

@@ -9,7 +9,7 @@ import torch
 
 from ..core.data import Sample
 from ..core.families import ModelView
-from ..core.memory import readable, resident
+from ..core.memory import held_with, readable
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.run import activation_bytes
 from .calibrate import passes
@@ -73,42 +73,60 @@ def plan(
     longest = max(len(sample.input_ids) for sample in samples)
     rows = min(batch_size, len(samples))
     weights = sum(linear.weight.numel() for linear in view.layer_linears().values())
-    forward = 2.0 * tokens * weights
     needs = survey_needs(recipe)
     gathered = passes(needs, recipe.weigh_tokens)
-    rounds = recipe.steps * (-(-len(view.layers) // recipe.rescore) if recipe.rescore else 1)
-    flops = rounds * forward * (4 * len(gathered) + ("input_square" in needs))
-    fields = [name for name in gathered if name in needs]
     gradients = 0
     if gathered or recipe.tune:
         fitter = RelevanceFitter(model, "next-tokens", "lrp", (), ("*",), "square")
         gradients = activation_bytes(fitter, (rows if gathered else 1) * longest)
-    shapes = [linear.weight.shape for linear in linears_of(view.layers[0], view).values()]
-    layer = sum(high * wide for high, wide in shapes) * (size if recipe.sees_inputs else 0)
-    layer += 16 * max(high * wide for high, wide in shapes)  # scores and their order
-    buffers = 0
-    if recipe.sees_inputs:
-        flops += 2 * recipe.steps * forward
-        buffers += tokens * view.d_model * size
-        layer += rows * longest * (6 * view.d_mlp + 8 * view.d_model) * size
-    if recipe.updates:
-        read = _read(view, shared=not recipe.weigh_tokens)
-        layer += 4 * sum(wide**2 for wide in read) + 16 * max(wide**2 for wide in read)
-        times = recipe.iterations if recipe.update == "admm" else 1
-        solving = sum(2.0 * (times + 3) * high * wide**2 + 2.0 * wide**3 for high, wide in shapes)
-        gram = 2.0 * tokens * sum(wide**2 for wide in read)
-        flops += recipe.steps * len(view.layers) * (solving + gram)
-    if recipe.tune:
-        buffers += tokens * view.d_model * size
-        flops += recipe.tune * 4 * (forward + 2.0 * tokens * view.embedding.weight.numel())
+    kept = sum(name in needs for name in gathered)
     return Plan(
-        held=max(resident(), sum(p.nbytes for p in model.parameters())),  # some may not be read yet
-        scores=weights * (2 if recipe.budget else 1) + 4 * weights * len(fields),
+        held=held_with(model),
+        scores=weights * (2 if recipe.budget else 1) + 4 * weights * kept,
         gradients=gradients,
-        layer=layer,
-        buffers=buffers,
-        seconds=flops / (speed or _speed(view.embedding.weight)),
+        layer=_layer_bytes(view, recipe, rows * longest),
+        buffers=tokens * view.d_model * size * (recipe.sees_inputs + bool(recipe.tune)),
+        seconds=_operations(view, recipe, tokens) / (speed or _speed(view.embedding.weight)),
     )
+
+
+def _layer_bytes(view: ModelView, recipe: Recipe, tokens: int) -> int:
+    """Count what a layer takes while it is pruned.
+
+    Args:
+        view: The model.
+        recipe: How it is pruned.
+        tokens: Of a batch.
+    """
+    size = view.embedding.weight.element_size()
+    sizes = [linear.weight.numel() for linear in linears_of(view.layers[0], view).values()]
+    total = 16 * max(sizes)  # scores and their order
+    if recipe.sees_inputs:
+        total += (sum(sizes) + tokens * (6 * view.d_mlp + 8 * view.d_model)) * size
+    if recipe.updates:
+        squares = [wide**2 for wide in _read(view, shared=not recipe.weigh_tokens)]
+        total += 4 * sum(squares) + 16 * max(squares)
+    return total
+
+
+def _operations(view: ModelView, recipe: Recipe, tokens: int) -> float:
+    """Count multiplications and additions over all layers and samples."""
+    shapes = [linear.weight.shape for linear in view.layer_linears().values()]
+    forward = 2.0 * tokens * sum(high * wide for high, wide in shapes)
+    needs = survey_needs(recipe)
+    surveys = recipe.steps * (-(-len(view.layers) // recipe.rescore) if recipe.rescore else 1)
+    each = 4 * len(passes(needs, recipe.weigh_tokens)) + ("input_square" in needs)
+    total = surveys * each * forward  # forward, backward and outer products, or forward alone
+    if recipe.sees_inputs:
+        total += 2 * recipe.steps * forward
+    if recipe.updates:
+        times = 3 + (recipe.iterations if recipe.update == "admm" else 1)
+        solving = sum(2.0 * times * high * wide**2 + 2.0 * wide**3 for high, wide in shapes)
+        read = _read(view, shared=not recipe.weigh_tokens)
+        gram = 2.0 * tokens * len(view.layers) * sum(wide**2 for wide in read)
+        total += recipe.steps * (solving + gram)
+    head = 2.0 * tokens * view.embedding.weight.numel()
+    return total + recipe.tune * 4 * (forward + head)
 
 
 def _read(view: ModelView, shared: bool) -> list[int]:

@@ -1,17 +1,16 @@
 """How units are scored: which tensors each formula of `unit_formulas` is given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..core.data import Batch, Sample, batches
+from ..core.data import Batch, Sample
 from ..core.families import ModelView
 from ..lrp.run import score
-from .activations import input_statistics, run_through
+from .activations import input_statistics, run_through, shown
 from .compensation import outputs
 from .criteria import random
 from .cut import plain_linear
@@ -35,12 +34,9 @@ class Given:
         """Of a layer; the layer itself is one."""
         return {"neurons": self.view.d_mlp, "heads": self.view.n_heads, "layers": 1}[self.component]
 
-    def batches(self) -> "tqdm[Batch]":
+    def batches(self) -> Iterator[Batch]:
         """Iterate over batches behind a progress bar."""
-        return tqdm(
-            batches(self.samples, self.batch_size), desc="activations", unit="batch",
-            total=-(-len(self.samples) // self.batch_size), disable=None if self.progress else True,
-        )  # fmt: skip
+        return shown(self.samples, self.batch_size, "activations", self.progress)
 
 
 def by_magnitude(given: Given) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.data import Sample, check_length
 from ..core.errors import ExciseError, look_up
 from ..core.families import ModelView
-from ..core.memory import resident
+from ..core.memory import held_with
 from ..lrp.run import Forecast
 from ..lrp.run import forecast as forecast_relevance
 from .shrink import STRUCTURED, StructuredComponent
@@ -114,11 +114,11 @@ def forecast(
         options = relevance_options(chosen.method, component)
         return forecast_relevance(model, samples, batch_size, probe=False, **options)
     size = view.embedding.weight.element_size()
-    held = max(resident(), sum(p.numel() * p.element_size() for p in model.parameters()))
     widest = 8 * max(view.layers[0].mlp_out.weight.numel(), view.d_model)  # one matrix in float64
     longest = max((len(sample.input_ids) for sample in samples), default=0)
     tokens = min(batch_size, len(samples)) * longest if chosen.needs_data else 0
-    return Forecast(held + widest + tokens * (3 * view.d_mlp + 8 * view.d_model) * size, 0.0)
+    activations = tokens * (3 * view.d_mlp + 8 * view.d_model) * size
+    return Forecast(held_with(model) + widest + activations, 0.0)
 
 
 _ALL = (
