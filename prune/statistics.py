@@ -77,7 +77,6 @@ class LinearFitter:
         self.weigh_gram = weigh_gram
         self._square = torch.zeros(in_features, dtype=dtype, device=device)
         self._sum = torch.zeros_like(self._square)
-        self._weighted: Tensor | None = None
         self._gram = self._square.new_zeros(in_features, in_features) if gram else None
 
     @torch.no_grad()
@@ -92,12 +91,12 @@ class LinearFitter:
         Args:
             x: Inputs of the layer, any batch dimensions.
             mask: True at tokens that count; what is elsewhere, even NaN, has no influence.
-            weights: At least 0, one per token, for `lrp_input_square` (and the gram matrix, if
-                asked for); in every batch or in none.
+            weights: At least 0, one per token, for `weigh_gram`: given in every batch then, and
+                in none otherwise.
 
         Raises:
-            ExciseError: Shapes that do not fit, weights below 0 or not finite, or weights in some
-                batches only. Nothing was added then.
+            ExciseError: Shapes that do not fit, weights below 0 or not finite, missing, or given
+                where nothing reads them. Nothing was added then.
         """
         width = len(self._square)
         if x.shape[-1] != width:
@@ -110,12 +109,12 @@ class LinearFitter:
                 )
         chosen = (..., slice(None)) if mask is None else mask.to(x.device)
         flat = x[chosen].reshape(-1, width).to(self._square)
-        self._add_weighted(flat, weights, mask)
+        weighed = self._weighed(flat, weights, mask)
         self.tokens += len(flat)
         self._sum += flat.sum(0)
         self._square += flat.square().sum(0)
-        if self._gram is not None and not self.weigh_gram:
-            self._gram.addmm_(flat.T, flat)
+        if self._gram is not None:
+            self._gram.addmm_(weighed.T, flat)
 
     def result(self) -> LinearStatistics:
         """Return the sums so far; later updates do not change them.
@@ -132,7 +131,6 @@ class LinearFitter:
             input_square=self._square.clone(),
             input_sum=self._sum.clone(),
             gram=None if self._gram is None else self._gram.clone(),
-            lrp_input_square=None if self._weighted is None else self._weighted.clone(),
             name=self.name,
         )
 
@@ -140,20 +138,18 @@ class LinearFitter:
     def _who(self) -> str:
         return self.name or "the layer"
 
-    def _add_weighted(self, flat: Tensor, weights: Tensor | None, mask: Tensor | None) -> None:
+    def _weighed(self, flat: Tensor, weights: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Return inputs as they count in the gram matrix."""
+        if (weights is not None) != self.weigh_gram:
+            raise ExciseError(
+                f"{self._who} needs token weights in every batch"
+                if self.weigh_gram
+                else f"{self._who} has no use for token weights: ask for weigh_gram"
+            )
         if weights is None:
-            if self._weighted is not None or self.weigh_gram:
-                raise ExciseError(f"{self._who} needs token weights in every batch")
-            return
-        if self._weighted is None and self.tokens:
-            raise ExciseError(f"{self._who} had no token weights in earlier batches")
+            return flat
         counted = weights if mask is None else weights[mask.to(weights.device)]
         counted = counted.reshape(-1, 1).to(flat)
         if not bool(((counted >= 0) & counted.isfinite()).all()):
             raise ExciseError("token weights are below 0 or not finite: give sizes of relevance")
-        weighted = flat * counted
-        if self._weighted is None:
-            self._weighted = torch.zeros_like(self._sum)
-        self._weighted += (weighted * flat).sum(0)
-        if self._gram is not None and self.weigh_gram:
-            self._gram.addmm_(weighted.T, flat)
+        return flat * counted
