@@ -269,3 +269,34 @@ def torch_dtype(name: str) -> "torch.dtype":
     import torch
 
     return getattr(torch, name)
+
+
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """Return the folder that holds a model's files, for what reads them without loading the model.
+
+    A hub id is downloaded into the hub's cache if it is not there: safetensors, never a pickle.
+
+    Args:
+        name: Hub id, folder, `.gguf` file, or `smollm2`; the last two as converted folders.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ExciseError: Nothing there, or no way to get it.
+    """
+    if name == EMBEDDED:
+        return converted_gguf(embedded_gguf())
+    if (path := Path(name)).suffix == ".gguf":
+        return converted_gguf(path)
+    if path.is_dir():
+        return path
+    if path.exists() or path.is_absolute() or name.startswith("."):
+        raise ExciseError(f"no folder at {path}: give a HuggingFace model folder or hub id")
+    if get_close_matches(name, [EMBEDDED]):
+        raise ExciseError(f"no model {name!r}: did you mean {EMBEDDED!r}?")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise ExciseError(f"cannot find {name!r}: {first_line(error)}") from error
