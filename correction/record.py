@@ -1,0 +1,148 @@
+"""What an edited model's folder says about itself: its edits, and how to undo them.
+
+The tensors of such a folder are always *the base, scaled by the recorded edits*: never an edit on
+top of rounded values. The base can be had back entry by entry, so the record can be checked against
+the base's digest in each edit.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..core.artefact import SCHEMA, versions
+from ..core.errors import ExciseError
+from .changes import Change
+from .checkpoint import Checkpoint, as_bytes
+from .compose import compose
+from .edit import Edit
+
+
+RECORD = "excise-edits.json"
+"""File in the folder of an edited model: digests of its edits."""
+PARTS = "excise-edits"
+"""Folder beside it: the edits themselves, and the undo data. Not next to the weights, since some
+servers load every `*.safetensors` they find there."""
+UNDO = "undo.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """A checkpoint, and what was done to it."""
+
+    checkpoint: Checkpoint
+    edits: tuple[Edit, ...] = ()
+    """In the order in which they were applied; it does not matter."""
+    undo: Mapping[str, Tensor] = field(default_factory=dict)
+    """The base's values of all entries that the edits touch, by tensor, by ascending index."""
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "State":
+        """Read a model folder, edited or not.
+
+        Raises:
+            ExciseError: No model, or a damaged record.
+        """
+        checkpoint = Checkpoint.of(folder)
+        path = checkpoint.folder / RECORD
+        if not path.exists():
+            return cls(checkpoint)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            schema, digests = record["schema"], record["edits"]
+            parts = [checkpoint.folder / PARTS / digest[:12] for digest in digests]
+            content = (checkpoint.folder / PARTS / UNDO).read_bytes()
+            if hashlib.sha256(content).hexdigest() != record["undo"] or not digests:
+                raise ValueError("the undo data was changed")
+            undo = load(content)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ExciseError(f"the record {path} is damaged ({error}): edit the base again") from (
+                error
+            )
+        if schema != SCHEMA:
+            raise ExciseError(f"{path} has schema {schema!r}, not {SCHEMA}: upgrade excise")
+        edits = tuple(Edit.from_pretrained(part) for part in parts)
+        if [edit.digest for edit in edits] != digests:
+            raise ExciseError(f"the record {path} is damaged (other edits): edit the base again")
+        return cls(checkpoint, edits, undo)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The base as it is read out of a folder."""
+
+    sha256: Mapping[str, str]
+    """Of every tensor's bytes, with edited entries put back."""
+    wrong: tuple[str, ...]
+    """Tensors whose edited entries are not what the edits make of the base."""
+
+
+def examine(state: State) -> Examined:
+    """Hash a checkpoint as it was before its edits, one tensor at a time."""
+    checkpoint = state.checkpoint
+    planned = tensor_changes(checkpoint, state.edits)
+    hashes, wrong = {}, []
+    for name in checkpoint.tensors:
+        if name not in planned:
+            hashes[name] = checkpoint.sha256(name)
+            continue
+        values = checkpoint.read(name)
+        original = original_of(state, name, planned[name], values)
+        new = planned[name].apply(original)
+        if as_bytes(values[planned[name].indices]) != as_bytes(new):
+            wrong.append(name)
+        values[planned[name].indices] = original
+        hashes[name] = hashlib.sha256(as_bytes(values)).hexdigest()
+    return Examined(hashes, tuple(wrong))
+
+
+def tensor_changes(checkpoint: Checkpoint, edits: Sequence[Edit]) -> dict[str, Change]:
+    """Return what several edits change together, by tensor of the files.
+
+    Raises:
+        ExciseError: A conflict, or a component that the model does not have.
+    """
+    if not edits:
+        return {}
+    whole = compose(edits)
+    planned = whole.changes(checkpoint.layout(bool(whole.heads)))
+    return {name[len(checkpoint.prefix) :]: change for name, change in planned.items()}
+
+
+def original_of(state: State, name: str, change: Change, values: Tensor) -> Tensor:
+    """Return the base's values of the touched entries of a tensor, read as `values`.
+
+    Raises:
+        ExciseError: The undo data does not have them.
+    """
+    original = state.undo.get(name, values[:0])
+    if original.dtype != values.dtype or original.shape != change.indices.shape:
+        raise ExciseError(
+            f"the undo data of {state.checkpoint.folder} does not fit {name}: edit the base again"
+        )
+    return original
+
+
+def write_record(folder: Path, edits: Sequence[Edit], undo: Mapping[str, Tensor]) -> None:
+    """Write the record of an edited model into its (temporary) folder."""
+    (folder / PARTS).mkdir()
+    for edit in edits:
+        try:
+            edit.save_pretrained(folder / PARTS / edit.digest[:12])
+        except ExciseError as error:  # to be told of the whole folder, not of a temporary one
+            raise error.__cause__ or error from None
+    content = save(dict(undo))
+    (folder / PARTS / UNDO).write_bytes(content)
+    record = {
+        "schema": SCHEMA,
+        "base": edits[0].base["digest"],
+        "edits": [edit.digest for edit in edits],
+        "undo": hashlib.sha256(content).hexdigest(),
+        "versions": versions(),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
