@@ -35,6 +35,17 @@ class Family:
     """The linear that reads the MLP's hidden units."""
     query_key: tuple[str, ...]
     """Modules that act on queries and keys alone, which CP-LRP holds constant."""
+    attention_norm: str
+    """The norm of the attention branch, relative to a layer like all paths here."""
+    mlp_norm: str
+    """The norm of the MLP branch."""
+    attention_out_norm: str | None = None
+    """A second norm, between the attention and the residual addition, if there is one."""
+    mlp_out_norm: str | None = None
+    """The same of the MLP."""
+    norm_first: str | None = None
+    """Config key that says whether the branches' norms come before them, or behind the residual
+    addition; None if they always come before."""
     value: str = "self_attn.v_proj"
     """The linear that makes the values."""
     positions: str | None = None
@@ -69,6 +80,8 @@ _LLAMA: dict[str, Any] = {
     "activation": "mlp.act_fn",
     "mlp_out": "mlp.down_proj",
     "query_key": ("self_attn.q_proj", "self_attn.k_proj"),
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
 }
 _NORMED: dict[str, Any] = {
     **_LLAMA,
@@ -90,7 +103,14 @@ FAMILIES: dict[str, Family] = {
         Family("mistral", **_LLAMA, example="mistralai/Mistral-7B-v0.3"),
         Family("qwen2", **_LLAMA, example="Qwen/Qwen2.5-0.5B"),
         Family("qwen3", **_NORMED, example="Qwen/Qwen3-0.6B"),
-        Family("gemma3_text", **_NORMED, head_counts="divisors", example="google/gemma-3-270m"),
+        Family(
+            "gemma3_text",
+            **{**_NORMED, "mlp_norm": "pre_feedforward_layernorm"},
+            attention_out_norm="post_attention_layernorm",
+            mlp_out_norm="post_feedforward_layernorm",
+            head_counts="divisors",
+            example="google/gemma-3-270m",
+        ),
         Family(
             "opt",
             body="model.decoder",
@@ -100,6 +120,9 @@ FAMILIES: dict[str, Family] = {
             activation="activation_fn",
             mlp_out="fc2",
             query_key=_LLAMA["query_key"],
+            attention_norm="self_attn_layer_norm",
+            mlp_norm="final_layer_norm",
+            norm_first="do_layer_norm_before",
             positions="embed_positions",
             dropouts=("dropout",),
             passes_position_ids=False,
@@ -170,6 +193,10 @@ class LayerView:
     mlp_out: "nn.Linear"
     query_key: tuple["nn.Module", ...]
     value: "nn.Linear"
+    attention_norm: "nn.Module"
+    mlp_norm: "nn.Module"
+    attention_out_norm: "nn.Module | None"
+    mlp_out_norm: "nn.Module | None"
 
 
 @dataclass(frozen=True)
@@ -189,6 +216,8 @@ class ModelView:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    norm_first: bool
+    """Whether norms come before attention and MLP, or behind the residual additions."""
     paths: dict[int, str] = field(repr=False)
     """Path of each module, by `id(module)`."""
 
@@ -226,6 +255,10 @@ class ModelView:
                 mlp_out=_follow(layer, family.mlp_out, family),
                 query_key=tuple(_follow(layer, path, family) for path in family.query_key),
                 value=_follow(layer, family.value, family),
+                attention_norm=_follow(layer, family.attention_norm, family),
+                mlp_norm=_follow(layer, family.mlp_norm, family),
+                attention_out_norm=_maybe(layer, family.attention_out_norm, family),
+                mlp_out_norm=_maybe(layer, family.mlp_out_norm, family),
             )
             for index, layer in enumerate(_follow(body, "layers", family))
         )
@@ -236,12 +269,13 @@ class ModelView:
             family=family,
             layers=layers,
             embedding=model.get_input_embeddings(),
-            positions=_follow(body, family.positions, family) if family.positions else None,
+            positions=_maybe(body, family.positions, family),
             d_model=config.hidden_size,
             d_mlp=layers[0].mlp_in[0].out_features,
             n_heads=n_heads,
             n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+            norm_first=getattr(config, family.norm_first) if family.norm_first else True,
             paths={id(module): path for path, module in model.named_modules()},
         )
 
@@ -283,6 +317,10 @@ def _named(modules: dict[str, str], most: int = 4) -> str:
     shown = [f"{path} ({name})" for path, name in list(modules.items())[:most]]
     more = f" and {len(modules) - most} more" if len(modules) > most else ""
     return ", ".join(shown) + more
+
+
+def _maybe(module: Any, path: str | None, family: Family) -> Any:
+    return _follow(module, path, family) if path else None
 
 
 def _follow(module: Any, path: str, family: Family) -> Any:

@@ -28,7 +28,7 @@ _CHUNK = 1 << 18
 """Elements of a temporary: small enough to be reused, where fresh memory costs page faults."""
 
 
-class _Tap(Function):
+class Tap(Function):
     """Hand a tensor and its gradient to a sink."""
 
     @staticmethod
@@ -43,7 +43,7 @@ class _Tap(Function):
         return grads[0], None
 
 
-class _LinearTap(Function):
+class LinearTap(Function):
     """Hand a linear layer's input and the gradient of its output to a sink."""
 
     @staticmethod
@@ -158,27 +158,27 @@ class Recorder:
         if self.method.contribution is None or self._keeping_clean:
             sink(x, x)
             return None
-        return _Tap.apply(x, sink)
+        return Tap.apply(x, sink)
 
     def _linear_hook(self, sink: Sink, _m: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Any:
         if self.method.contribution is None:
             sink(args[0], y)
             return None
-        return _LinearTap.apply(y, args[0].detach(), sink)
+        return LinearTap.apply(y, args[0].detach(), sink)
 
     def _embedding_hook(self, _module: nn.Module, _args: Any, output: Tensor) -> Any:
         if self.method.contribution is None:
             return None
         if self.alpha != 1.0:
             output = (output.detach() * self.alpha).requires_grad_()
-        return _Tap.apply(output, partial(self._add_token, "tokens")) if self.tokens else output
+        return Tap.apply(output, partial(self._add_token, "tokens")) if self.tokens else output
 
     def _position_hook(self, _module: nn.Module, _args: Any, output: Tensor) -> Any:
         if self.method.contribution is None or self.method.steps:
             return None
         if not output.requires_grad and torch.is_grad_enabled():
             output = output.requires_grad_()
-        return _Tap.apply(output, partial(self._add_token, "positions"))
+        return Tap.apply(output, partial(self._add_token, "positions"))
 
     def _add_token(self, component: str, x: Tensor, grad: Tensor) -> None:
         contribution = self.method.contribution

@@ -19,8 +19,8 @@ from .attention import ACTIVE, AttentionRule, scoped_name
 from .rules import SLOPES, ActivationRule, EpsilonRule, NormRule, ShareRule, full_precision
 
 
-Variant = Literal["attnlrp", "cp-lrp"]
-VARIANTS: tuple[Variant, ...] = ("attnlrp", "cp-lrp")
+Variant = Literal["attnlrp", "cp-lrp", "relp"]
+VARIANTS: tuple[Variant, ...] = ("attnlrp", "cp-lrp", "relp")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class LRPScope:
 
     Args:
         model: A causal language model of a supported family.
-        variant: `attnlrp` (arXiv 2402.05602), or `cp-lrp`, which holds attention patterns and
-            MLP gates constant (Ali et al. 2022).
+        variant: `attnlrp` (arXiv 2402.05602); `cp-lrp`, which holds attention patterns and
+            MLP gates constant (Ali et al. 2022); or `relp`, rules for norms, activations and gates
+            only, with the plain gradient of attention (arXiv 2508.21258).
         epsilon: Stabiliser of the linear layers, in units of their output; 0 is LRP-0.
 
     Raises:
@@ -188,6 +189,8 @@ class LRPScope:
             if view.family.gated and not constant:
                 fire = self._fire(view.path(layer.mlp_out), "half per factor")
                 hook(layer.mlp_out.register_forward_pre_hook(partial(_half_hook, fire)))
+            if self.variant == "relp":
+                continue  # attention keeps its own gradient
             path = view.path(layer.attention)
             name = "constant pattern" if constant else "half per product"
             ACTIVE[layer.attention] = AttentionRule(constant, self._fire(path, name))

@@ -1,0 +1,261 @@
+"""Scores of heads, MLPs, hidden neurons and edges, from the same few passes, per sample."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.data import Batch
+from ..core.errors import ExciseError
+from ..core.families import ModelView
+from ..core.frozen import frozen
+from ..lrp.rules import full_precision
+from ..lrp.scope import LRPScope
+from .edges import edge_scores
+from .graph import Graph
+from .methods import CircuitMethod, get_method
+from .pairs import Pairs, logit_difference, only_last
+from .probe import Key, Probe, run
+from .writers import head_outputs, readable_weights
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Per-sample scores of a model's components, in units of the logit difference.
+
+    What is not asked for is None.
+    """
+
+    heads: Float[Tensor, "samples layers heads"] | None = None
+    mlps: Float[Tensor, "samples layers"] | None = None
+    neurons: Float[Tensor, "samples layers d_mlp"] | None = None
+    """MLP hidden units, not output dimensions as in EAP-IG and MIB."""
+    edges: Float[Tensor, "samples edges"] | None = None
+    """In the order of the true entries of `Graph.is_edge`."""
+
+    def __len__(self) -> int:
+        return next(len(t) for t in vars(self).values() if t is not None)
+
+    @classmethod
+    def joined(cls, parts: "list[Attribution]") -> "Attribution":
+        """Put the samples of several batches together."""
+
+        def column(name: str) -> Tensor | None:
+            found = [t for part in parts if (t := getattr(part, name)) is not None]
+            return torch.cat(found) if found else None
+
+        return cls(*(column(f.name) for f in fields(cls)))
+
+    @classmethod
+    def mean(cls, parts: "list[Attribution]") -> "Attribution":
+        """Average several attributions of the same samples."""
+
+        def column(name: str) -> Tensor | None:
+            found = [t for part in parts if (t := getattr(part, name)) is not None]
+            return torch.stack(found).mean(0) if found else None
+
+        return cls(*(column(f.name) for f in fields(cls)))
+
+    @property
+    def nodes(self) -> Float[Tensor, "samples nodes"]:
+        """Scores of heads and MLPs in the order of `Graph.writers`, the embedding left out.
+
+        Raises:
+            ExciseError: Nodes were not scored.
+        """
+        if self.heads is None or self.mlps is None:
+            raise ExciseError("nodes were not scored: ask for them")
+        return torch.cat([self.heads, self.mlps[..., None]], 2).flatten(1)
+
+
+LEVELS = ("nodes", "neurons", "edges")
+
+
+def attribute(
+    model: Any,
+    pairs: Pairs,
+    method: str | CircuitMethod = "relp",
+    *,
+    nodes: bool = True,
+    neurons: bool = False,
+    edges: bool = False,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+) -> Attribution:
+    """Score the components of a model on prompts.
+
+    Node and neuron scores are `(a - a') g`, summed over positions, of the activation `a` that a
+    component writes, its counterfactual `a'` (zero for methods without) and the gradient `g` of
+    the logit difference under the method's rules. The score of an edge is the same product of
+    what the writer adds to the residual stream and the gradient that passes through this one
+    reader: edge attribution patching (Syed et al. 2023, arXiv 2310.10348), here with KV groups
+    kept whole, through LayerNorm and RMSNorm, and on the unmodified model.
+
+    Args:
+        model: A causal language model of a supported family.
+        pairs: Prompts with counterfactuals (for methods that need them).
+        method: A name of `CIRCUIT_METHODS`, or one of your own.
+        nodes: Whether to score heads and MLPs; likewise `neurons` and `edges`.
+        neurons: MLP hidden units.
+        edges: Every writer to every reader.
+        batch_size: Prompts per pass.
+        seed: Of the method `random`.
+        progress: Whether to draw a progress bar on a terminal.
+
+    Returns:
+        Per-sample scores, float32 on the CPU.
+
+    Raises:
+        ExciseError: Unknown method, no counterfactuals where the method needs them, quantised
+            layers where edges are asked for, or a model whose output is not finite.
+    """
+    chosen = get_method(method) if isinstance(method, str) else method
+    if not (nodes or neurons or edges):
+        raise ExciseError(f"nothing to score: ask for some of {', '.join(LEVELS)}")
+    if chosen.difference and pairs.counterfactual is None:
+        raise ExciseError(
+            f"method {chosen.name!r} needs counterfactual prompts: add them, or use 'lrp'"
+        )
+    view = ModelView.of(model)
+    pairs.check(model.config)
+    scorer = _Scorer(view, chosen, nodes, neurons, edges)
+    if chosen.random:
+        return scorer.random(len(pairs), seed)
+    if chosen.exact:
+        from .patching import patch
+
+        return patch(view, pairs, nodes=nodes, neurons=neurons, edges=edges,
+                     batch_size=batch_size, progress=progress)  # fmt: skip
+    parts = []
+    with tqdm(total=len(pairs), desc=f"scoring ({chosen.name})", unit="prompt",
+              disable=None if progress else True) as bar:  # fmt: skip
+        for clean, other in pairs.batches(batch_size, view.embedding.weight.device):
+            parts.append(scorer.score(clean, other))
+            bar.update(len(clean))
+    return Attribution.joined(parts)
+
+
+@dataclass
+class _Scorer:
+    """One method at work on one model."""
+
+    view: ModelView
+    method: CircuitMethod
+    nodes: bool
+    neurons: bool
+    edges: bool
+    graph: Graph = field(init=False)
+
+    def __post_init__(self):
+        self.graph = Graph.of(self.view)
+        if self.edges:
+            readable_weights(self.view)
+
+    def score(self, clean: Batch, other: Batch | None) -> Attribution:
+        """Score one batch."""
+        before: dict[Key, Tensor] = {}
+        probe = Probe(self.view, self.edges)
+        with self._still(), probe:
+            if other is not None and self.method.difference:
+                before = self._look(probe, other)
+            if self.method.contrast is None:
+                return self._norms(self._look(probe, clean))
+            if not self.method.points:
+                self._backward(probe, clean)
+                return self._collected(probe, dict(probe.values), before)
+            now = self._look(probe, clean)
+            start, end = before["embed", 0], now["embed", 0]
+            parts = []
+            for point in self.method.points:
+                probe.embedded = start + point * (end - start)
+                self._backward(probe, clean)
+                parts.append(self._collected(probe, now, before))
+        return Attribution.mean(parts)
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """Put the method's rules on the model, or only hold it still."""
+        rules = self.method.rules
+        with LRPScope(self.view.model, rules) if rules else frozen(self.view):
+            yield
+
+    def _look(self, probe: Probe, batch: Batch) -> dict[Key, Tensor]:
+        """Return what a pass without gradients writes."""
+        probe.start(batch)
+        with torch.no_grad():
+            run(self.view, batch)
+        return probe.values
+
+    def _backward(self, probe: Probe, clean: Batch) -> None:
+        probe.start(clean)
+        values = logit_difference(run(self.view, clean), only_last(clean))
+        if not bool(values.isfinite().all()):
+            raise ExciseError("the model's output is NaN or infinite here: use --dtype float32")
+        values.sum().backward()
+
+    def _collected(
+        self, probe: Probe, now: dict[Key, Tensor], before: dict[Key, Tensor]
+    ) -> Attribution:
+        """Multiply what components write, `now` less `before`, with the probe's gradients."""
+        view, layers = self.view, range(len(self.view.layers))
+
+        def product(place: str, index: int) -> Tensor:
+            x, grad = full_precision(now[place, index]), probe.grads.get((place, index))
+            if before:
+                x = x - full_precision(before[place, index])
+            return torch.zeros_like(x) if grad is None else x * full_precision(grad)
+
+        heads = mlps = neurons = edges = None
+        if self.nodes:
+            per_head = [product("z", i).unflatten(-1, (view.n_heads, -1)) for i in layers]
+            heads = torch.stack([x.sum((1, 3)) for x in per_head], 1)
+            mlps = torch.stack([product("mlp", i).sum((1, 2)) for i in layers], 1)
+        if self.neurons:
+            neurons = torch.stack([product("hidden", i).sum(1) for i in layers], 1)
+        if self.edges:
+            constant_std = self.method.rules is not None
+            edges = edge_scores(view, self.graph, probe, now, before, constant_std)
+        return Attribution(*(None if t is None else t.float().cpu()
+                             for t in (heads, mlps, neurons, edges)))  # fmt: skip
+
+    def _norms(self, now: dict[Key, Tensor]) -> Attribution:
+        """Score by Euclidean norms over positions: of edges the writer's, at every reader."""
+        view, layers = self.view, range(len(self.view.layers))
+        heads = torch.stack([
+            head_outputs(view, view.layers[i], now["z", i]).square().sum((2, 3)) for i in layers
+        ], 1).sqrt()  # fmt: skip
+        mlps = torch.stack([now["mlp", i].square().sum((1, 2)) for i in layers], 1).sqrt()
+        neurons = torch.stack([now["hidden", i].square().sum(1) for i in layers], 1).sqrt()
+        found = Attribution(heads.float().cpu(), mlps.float().cpu(), neurons.float().cpu())
+        edges = None
+        if self.edges:
+            embed = now["embed", 0].square().sum((1, 2)).sqrt().float().cpu()[:, None]
+            writers = torch.cat([embed, found.nodes], 1)
+            at = self.graph.is_edge.nonzero()[:, 0]
+            edges = writers[:, at]
+        return self._asked(replace(found, edges=edges))
+
+    def random(self, n: int, seed: int) -> Attribution:
+        """Return seeded normal numbers."""
+        draw = torch.Generator().manual_seed(seed)
+        view, layers = self.view, len(self.view.layers)
+        make: Callable[..., Tensor] = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
+        return self._asked(
+            Attribution(make(layers, view.n_heads).expand(n, -1, -1),
+                        make(layers).expand(n, -1), make(layers, view.d_mlp).expand(n, -1, -1),
+                        make(self.graph.n_edges).expand(n, -1))
+        )  # fmt: skip
+
+    def _asked(self, found: Attribution) -> Attribution:
+        return Attribution(
+            found.heads if self.nodes else None,
+            found.mlps if self.nodes else None,
+            found.neurons if self.neurons else None,
+            found.edges if self.edges else None,
+        )

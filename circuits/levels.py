@@ -1,0 +1,158 @@
+"""At which grain a circuit is looked for: heads and MLPs, hidden neurons, or edges."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..core.errors import look_up
+from ..core.families import ModelView
+from .ablation import Kept, select_nodes
+from .attribution import Attribution
+from .graph import Graph, edge_name, name
+from .patching import expand
+
+
+@dataclass(frozen=True)
+class Level:
+    """One grain: components in a fixed order, so that a choice of them is a flat array."""
+
+    name: str
+    summary: str
+    scores: Callable[[Attribution], Tensor | None]
+    """Per-sample scores, (samples, components)."""
+    kept: Callable[["Shape", Bool[Tensor, " components"]], Kept]
+    """What a run keeps when these components are chosen."""
+    flat: Callable[["Shape", Kept], Tensor]
+    """The same the other way round, for choices and for numbers in their place."""
+    groups: Callable[["Shape"], Tensor]
+    """A number for each component; components of one number are alike in kind and layer."""
+    names: Callable[["Shape"], list[str]]
+    tidy: Callable[["Shape", Bool[Tensor, " components"]], Bool[Tensor, " components"]] = (
+        lambda _shape, chosen: chosen
+    )
+    """Drops what is chosen to no effect, such as edges that lead nowhere."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers that say how many components there are."""
+
+    graph: Graph
+    d_mlp: int
+
+    @classmethod
+    def of(cls, view: ModelView) -> "Shape":
+        """Return the shape of a live model."""
+        return cls(Graph.of(view), view.d_mlp)
+
+
+def _flat(scores: Tensor | None) -> Tensor | None:
+    return None if scores is None else scores.flatten(1)
+
+
+def _nodes(shape: Shape, chosen: Tensor) -> Kept:
+    return select_nodes(chosen, shape.graph.n_layers, shape.graph.n_heads)
+
+
+def _given(choice: Tensor | None) -> Tensor:
+    assert choice is not None
+    return choice
+
+
+def _flat_nodes(kept: Kept) -> Tensor:
+    return torch.cat([_given(kept.heads), _given(kept.mlps)[:, None]], 1).flatten()
+
+
+def _node_groups(shape: Shape) -> Tensor:
+    layers = torch.arange(shape.graph.n_layers)[:, None]
+    kinds = torch.zeros(1, shape.graph.n_heads + 1, dtype=torch.long)
+    kinds[:, -1] = 1
+    return (2 * layers + kinds).flatten()
+
+
+def _edge_groups(shape: Shape) -> Tensor:
+    """Edges are alike that lead from the same kind of writer to the same kind and layer."""
+    graph = shape.graph
+    kinds = {"embed": 0, "head": 1, "mlp": 2, "q": 0, "k": 1, "v": 2, "logits": 4}
+    writers = torch.tensor([kinds[writer[0]] for writer in graph.writers])
+    readers = torch.tensor([
+        8 * (graph.n_layers if reader[0] == "logits" else reader[1]) + kinds.get(reader[0], 3)
+        for reader in graph.readers
+    ])  # fmt: skip
+    return (readers[None, :] * 3 + writers[:, None])[graph.is_edge]
+
+
+LEVELS: dict[str, Level] = {
+    level.name: level
+    for level in (
+        Level(
+            "nodes",
+            "attention heads and MLPs",
+            lambda found: None if found.heads is None else found.nodes,
+            _nodes,
+            lambda _shape, kept: _flat_nodes(kept),
+            _node_groups,
+            lambda shape: [name(writer) for writer in shape.graph.writers[1:]],
+        ),
+        Level(
+            "neurons",
+            "hidden units of the MLPs",
+            lambda found: _flat(found.neurons),
+            lambda shape, chosen: Kept(neurons=chosen.view(shape.graph.n_layers, shape.d_mlp)),
+            lambda _shape, kept: _given(kept.neurons).flatten(),
+            lambda shape: torch.arange(shape.graph.n_layers).repeat_interleave(shape.d_mlp),
+            lambda shape: [
+                f"m{layer}.n{unit}"
+                for layer in range(shape.graph.n_layers)
+                for unit in range(shape.d_mlp)
+            ],
+        ),
+        Level(
+            "edges",
+            "every writer to every reader",
+            lambda found: found.edges,
+            lambda shape, chosen: Kept(edges=expand(shape.graph, chosen)),
+            lambda shape, kept: _given(kept.edges)[shape.graph.is_edge],
+            _edge_groups,
+            lambda shape: [edge_name(e) for e in shape.graph.edges(shape.graph.is_edge)],
+            lambda shape, chosen: shape.graph.connected(expand(shape.graph, chosen))[
+                shape.graph.is_edge
+            ],
+        ),
+    )
+}
+"""Every grain by name; the command line and the tests read this table."""
+
+
+def get_level(level: str) -> Level:
+    """Return a grain by name.
+
+    Raises:
+        ExciseError: No grain has this name.
+    """
+    return look_up("level", level, LEVELS)
+
+
+def top(scores: Float[Tensor, " components"], k: int, rank: str) -> Bool[Tensor, " components"]:
+    """Choose the k highest scores: `signed`, or by size (`abs`)."""
+    order = (scores.abs() if rank == "abs" else scores).argsort(descending=True, stable=True)
+    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    chosen[order[:k]] = True
+    return chosen
+
+
+def matched_random(
+    chosen: Bool[Tensor, " components"], groups: Tensor, seed: int
+) -> Bool[Tensor, " components"]:
+    """Draw as many components of each kind and layer as are chosen: the control."""
+    draw = np.random.default_rng(seed)
+    drawn = torch.zeros_like(chosen)
+    for group in groups[chosen].unique().tolist():
+        members = (groups == group).nonzero()[:, 0].numpy()
+        n = int(chosen[torch.from_numpy(members)].sum())
+        drawn[torch.from_numpy(draw.choice(members, n, replace=False))] = True
+    return drawn

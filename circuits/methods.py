@@ -1,0 +1,83 @@
+"""Ways to score components for circuits, behind one door."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..core.errors import look_up
+from ..lrp.scope import Variant
+
+
+@dataclass(frozen=True)
+class CircuitMethod:
+    """One way to score."""
+
+    name: str
+    summary: str
+    rules: Variant | None = None
+    """Relevance rules on the backward pass; None leaves the plain gradient."""
+    difference: bool = True
+    """Whether activations are taken less their counterfactual; needs counterfactual prompts."""
+    contrast: Literal["gradient"] | None = "gradient"
+    """What activations are multiplied with; None scores by their size."""
+    points: tuple[float, ...] = ()
+    """Points of the path from counterfactual (0) to clean (1) token embeddings over which
+    gradients are averaged; none means at the clean prompt."""
+    exact: bool = False
+    """Whether components are really replaced, one at a time."""
+    random: bool = False
+
+    @property
+    def steps(self) -> int:
+        """How many gradients are averaged."""
+        return len(self.points)
+
+
+CIRCUIT_METHODS: dict[str, CircuitMethod] = {
+    method.name: method
+    for method in (
+        CircuitMethod(
+            "lrp",
+            "AttnLRP relevance (arXiv 2402.05602); needs no counterfactual",
+            rules="attnlrp",
+            difference=False,
+        ),
+        CircuitMethod(
+            "lrp-difference",
+            "AttnLRP coefficients times the difference to the counterfactual",
+            rules="attnlrp",
+        ),
+        CircuitMethod(
+            "relp", "RelP: LRP in attribution patching (arXiv 2508.21258)", rules="relp"
+        ),
+        CircuitMethod(
+            "cp-lrp-difference",
+            "the same with constant attention patterns",
+            rules="cp-lrp",
+        ),
+        CircuitMethod("eap", "attribution patching: plain gradient x change (arXiv 2310.10348)"),
+        CircuitMethod(
+            "eap-ig",
+            "EAP with gradients averaged over 5 points between the two embeddings "
+            "(arXiv 2403.17806)",
+            points=(0.0, 0.2, 0.4, 0.6, 0.8),
+        ),
+        CircuitMethod(
+            "gradient-x-activation", "plain gradient times activation", difference=False
+        ),
+        CircuitMethod("patching", "exact activation patching: one pass per component", exact=True),
+        CircuitMethod("activation-norm", "Euclidean norm over positions", contrast=None,
+                      difference=False),
+        CircuitMethod("random", "seeded normal numbers: the control", random=True,
+                      difference=False),
+    )
+}  # fmt: skip
+"""Every method by name; the command line, `excise ls circuit-methods` and tests read this table."""
+
+
+def get_method(name: str) -> CircuitMethod:
+    """Return a method by name.
+
+    Raises:
+        ExciseError: No method has this name.
+    """
+    return look_up("circuit method", name, CIRCUIT_METHODS)

@@ -1,0 +1,81 @@
+"""What each writer puts into the residual stream, and how a stream is put together from it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..core.errors import ExciseError
+from ..core.families import LayerView, ModelView
+from .norms import LinearNorm
+
+
+def head_outputs(
+    view: ModelView, layer: LayerView, z: Float[Tensor, "b t width"]
+) -> Float[Tensor, "b heads t d"]:
+    """Return what each head writes, before a norm between attention and stream.
+
+    Args:
+        view: The model.
+        layer: One of its layers.
+        z: Input of the attention's output linear: all heads side by side.
+    """
+    weight = plain(layer.attention_out, view).weight  # (d, heads * head_dim)
+    per_head = weight.view(-1, view.n_heads, view.head_dim)  # (d, H, D)
+    parts = z.unflatten(-1, (view.n_heads, view.head_dim))  # (B, T, H, D)
+    return torch.einsum("bthe,dhe->bhtd", parts, per_head)
+
+
+def out_norm(
+    norm: nn.Module | None, total: Float[Tensor, "b t d"], constant_std: bool
+) -> LinearNorm | None:
+    """Linearise the norm between a branch and the stream at the branch's whole output."""
+    return None if norm is None else LinearNorm.at(norm, total[:, None], constant_std)
+
+
+def through(norm: LinearNorm | None, parts: Tensor) -> Tensor:
+    """Pass parts of a branch's output through its norm, if there is one."""
+    return parts if norm is None else norm.forward(parts)
+
+
+def by_head(weight: Tensor, grad: Float[Tensor, "b t out"], heads: int) -> Tensor:
+    """Return each head's share of the gradient at a linear's input, (b, heads, t, d).
+
+    Args:
+        weight: (heads * head_dim, d) of the linear.
+        grad: Gradient of its output.
+        heads: Heads or KV groups side by side in the output.
+    """
+    return torch.einsum(
+        "bthe,hed->bhtd", grad.unflatten(-1, (heads, -1)), weight.unflatten(0, (heads, -1))
+    )
+
+
+def readable_weights(view: ModelView) -> None:
+    """Refuse a model whose attention weights cannot be read, before any work is done."""
+    for layer in view.layers:
+        for linear in (*layer.query_key[:2], layer.value, layer.attention_out):
+            plain(linear, view)
+
+
+def attention_readers(view: ModelView, layer: LayerView) -> tuple[tuple[str, nn.Linear, int], ...]:
+    """Return place, linear and number of units of a layer's queries, keys and values."""
+    query, key = (plain(module, view) for module in layer.query_key[:2])
+    return (
+        ("q", query, view.n_heads),
+        ("k", key, view.n_kv_heads),
+        ("v", layer.value, view.n_kv_heads),
+    )
+
+
+def plain(linear: nn.Module, view: ModelView) -> nn.Linear:
+    """Return a linear whose weights can be read.
+
+    Raises:
+        ExciseError: It is quantised.
+    """
+    if type(linear) is not nn.Linear:
+        raise ExciseError(
+            f"{view.path(linear)} is quantised ({type(linear).__name__}), and edges need its "
+            "weights: look at nodes, or load without --load-in-4bit / --load-in-8bit"
+        )
+    return linear
