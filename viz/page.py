@@ -1,9 +1,12 @@
 """One HTML file that says everything itself: no script, no font, no picture from elsewhere.
 
 The page's own rules forbid the browser to load anything. It follows the reader's light or dark
-scheme, prints in light colours, and reads the same with scripts switched off: there are none.
+scheme and prints in light colours. Only a page that is given a script has one, and its rules allow
+that very text and no other.
 """
 
+import base64
+import hashlib
 import os
 import re
 import secrets
@@ -38,7 +41,15 @@ class Section:
     note: str = ""
 
 
-def page(title: str, sections: Sequence[Section], *, subtitle: str = "", footer: str = "") -> str:
+def page(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+    footer: str = "",
+    style: str = "",
+    script: str = "",
+) -> str:
     """Writes a complete HTML document.
 
     Args:
@@ -46,25 +57,34 @@ def page(title: str, sections: Sequence[Section], *, subtitle: str = "", footer:
         sections: The parts, in order; from three on there is a list of contents.
         subtitle: Plain text below the title: the one sentence to take away.
         footer: Plain text at the end: where the page comes from. Lines stay lines.
+        style: CSS after the page's own.
+        script: JavaScript, placed as it is at the end. It runs by its hash in the page's policy,
+            which then also allows pictures that the script makes itself (`blob:`).
 
     Returns:
         The document; `write_page` saves it.
+
+    Raises:
+        ValueError: A script or a style that would end its own element.
     """
+    if re.search(r"</script|<!--|\r", script, re.IGNORECASE) or "</style" in style.lower():
+        raise ValueError("a script or style holds its own end tag, a comment's start or a CR")
     names = [_anchor(index, section.heading) for index, section in enumerate(sections)]
     lead = f'\n<p class="lead">{escape(subtitle)}</p>' if subtitle else ""
     end = f"\n<footer>\n<p>{_lines(footer)}</p>\n</footer>" if footer else ""
     body = "\n".join(map(_section, names, sections))
+    run = f"\n<script>{script}</script>" if script else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>{stylesheet()}</style>
+<style>{stylesheet()}{style}</style>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the content</a>
@@ -73,7 +93,7 @@ def page(title: str, sections: Sequence[Section], *, subtitle: str = "", footer:
 </header>
 {_contents(names, sections)}<main id="main">
 {body}
-</main>{end}
+</main>{end}{run}
 </body>
 </html>
 """
@@ -101,6 +121,13 @@ def write_page(path: str | os.PathLike[str], html: str) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def _policy(script: str) -> str:
+    if not script:
+        return POLICY
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"{POLICY.replace('img-src data:', 'img-src data: blob:')}; script-src 'sha256-{digest}'"
 
 
 def _section(name: str, section: Section) -> str:
