@@ -212,7 +212,16 @@ function clicked(event) {
 function focused(n) {
   for (const element of elements) element?.setAttribute("tabindex", "-1");
   elements[n].setAttribute("tabindex", "0");
-  if (!elements[n].matches(":focus-visible")) return;
+  cardAtFocus();
+}
+
+/** The card of the node that the keyboard is at; none if there is no such node. */
+function cardAtFocus() {
+  const n = Number(document.activeElement.dataset.node ?? -1);
+  if (n < 0 || !elements[n].matches(":focus-visible")) {
+    page.card.hidden = true;
+    return;
+  }
   const box = elements[n].getBoundingClientRect();
   page.card.replaceChildren(...nodeCard(model, view, n));
   placeCard(page.card, box.right, box.top + box.height / 2);
@@ -277,7 +286,7 @@ function listen() {
   document.addEventListener("keydown", (event) => event.key === "Escape" && unpin());
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); redraw(false); });
   window.matchMedia("print").addEventListener("change", () => { readColours(); render(); });
-  document.addEventListener("scroll", () => { page.card.hidden = true; }, { passive: true });
+  document.addEventListener("scroll", cardAtFocus, { passive: true });
   new ResizeObserver(() => redraw(false)).observe(page.stage);
 }
 

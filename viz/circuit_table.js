@@ -19,7 +19,6 @@ function edgeColumns(model) {
   return [
     ["from", (e) => nodes.name[edges.source[e]], (e) => edges.source[e]],
     ["to", (e) => edgeEnd(model, e), (e) => edges.target[e]],
-    ["reads", (e) => edges.reads[e], (e) => edges.reads[e]],
     ["score", (e) => signed(edges.score[e], 4), (e) => edges.score[e]],
     ["magnitude", (e) => number(Math.abs(edges.score[e]), 4), (e) => Math.abs(edges.score[e])],
     ["interval", (e) => interval(edges, e), (e) => (edges.known ? edges.low[e] : 0)],

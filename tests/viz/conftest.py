@@ -211,9 +211,11 @@ class Chromium:
 
     def place(self, selector: str) -> tuple[float, float]:
         """The middle of an element in the window, scrolled into sight."""
+        self.run(f"document.querySelector({json.dumps(selector)})"
+                 ".scrollIntoView({block: 'center', behavior: 'instant'}); 0")  # fmt: skip
+        self.settle()
         return tuple(self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "e.scrollIntoView({block: 'center', behavior: 'instant'});"
             "const b = e.getBoundingClientRect();"
             "return [b.left + b.width / 2, b.top + b.height / 2]; })()"
         ))  # fmt: skip
