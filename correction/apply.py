@@ -33,6 +33,15 @@ class Written:
     left_out: tuple[str, ...]
     """Files that were not copied: they may hold the old weights in another form."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "output": str(self.folder),
+            "edits": [edit.digest for edit in self.edits],
+            "tensors": list(self.tensors),
+            "left_out": list(self.left_out),
+        }
+
 
 def bind(
     edit: Edit,
@@ -64,9 +73,9 @@ def bind(
     examined = sound(state)
     checkpoint = state.checkpoint
     touched = tensor_changes(checkpoint, [replace(edit, config={})])
-    lines = lines_of(checkpoint, examined)
+    lines, own = lines_of(checkpoint, examined), checkpoint.folder.resolve().name
     base = {
-        "name": name or checkpoint.folder.resolve().name,
+        "name": name or (state.edits[0].base["name"] if state.edits else own),
         "family": checkpoint.config["model_type"],
         "digest": digest(lines),
         "dtypes": sorted({stored.dtype for stored in checkpoint.tensors.values()}),

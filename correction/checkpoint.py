@@ -63,7 +63,7 @@ class Checkpoint:
         folder = Path(folder)
         config = read_config(folder)
         if kind := config.get("kind"):
-            raise ExciseError(f"{folder} is a {kind} folder of excise: give a model folder")
+            raise ExciseError(f"{folder} is an artefact of excise ({kind}): give a model folder")
         tensors: dict[str, Stored] = {}
         for file in _files(folder):
             for name, stored in _header(folder / file).items():

@@ -74,6 +74,16 @@ class Difference:
         """Whether the two do the same to the same checkpoint."""
         return self.same_base and not (self.only_a or self.only_b or self.changed or self.biases)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values: components as lists, with their factors behind."""
+        return {
+            "same_base": self.same_base,
+            "only_a": [[*key, factor] for key, factor in self.only_a.items()],
+            "only_b": [[*key, factor] for key, factor in self.only_b.items()],
+            "changed": [[*key, *factors] for key, factors in self.changed.items()],
+            "biases": list(self.biases),
+        }
+
 
 def diff(a: Edit, b: Edit) -> Difference:
     """Compare two edits, component by component."""

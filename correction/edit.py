@@ -20,7 +20,7 @@ from ..core.families import ModelView
 from ..prune.cut import plain_linear
 from .changes import Change, Layout, Unit, changes
 from .checkpoint import as_bytes
-from .seal import KIND, README, check_base, check_files, checksum
+from .seal import KIND, README, check_config, check_files, checksum
 
 
 _UNITS = ("heads", "neurons")
@@ -113,35 +113,32 @@ class Edit:
         Raises:
             ExciseError: A component that is not there, or a quantised linear; nothing is changed.
         """
-        self._set(model)
+        for tensor, where, _, new in self._planned(model):
+            _write(tensor, where, new)
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
         """Have the model edited for the length of a `with` block; undone exactly, always."""
-        old = self._set(model)
+        planned = self._planned(model)
         try:
+            for tensor, where, _, new in planned:
+                _write(tensor, where, new)
             yield model
         finally:
-            with torch.no_grad():
-                for tensor, where, values in old:
-                    tensor[where] = values
+            for tensor, where, old, _ in planned:
+                _write(tensor, where, old)
 
-    def _set(self, model: Any) -> list[tuple[Tensor, tuple[Tensor, ...], Tensor]]:
-        """Write all new values, and return (tensor, where, old values)."""
+    def _planned(self, model: Any) -> list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]]:
+        """Return (tensor, where, old values, new values) of a live model, changing nothing."""
         view = ModelView.of(model)
-        planned, old = [], []
+        planned = []
         for name, change in self.changes(Layout.of_model(view)).items():
             plain_linear(model.get_submodule(name.rpartition(".")[0]), view)
             tensor = model.get_parameter(name)
             where = torch.unravel_index(change.indices.to(tensor.device), tensor.shape)
-            with torch.no_grad():
-                values = tensor[where].clone()
-                planned.append((tensor, where, change.apply(values)))
-            old.append((tensor, where, values))
-        with torch.no_grad():
-            for tensor, where, values in planned:
-                tensor[where] = values
-        return old
+            old = tensor.detach()[where]
+            planned.append((tensor, where, old, change.apply(old)))
+        return planned
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the edit to a folder, with a checksum over every byte of it.
@@ -152,8 +149,9 @@ class Edit:
         Raises:
             ExciseError: The edit is not bound, or the path is taken or cannot be written.
         """
-        readme = README.format(edit=self, name=self.base["name"])
-        config = json.loads(json.dumps({"schema": SCHEMA, "kind": KIND, **self.config}))
+        readme = README.format(edit=self)
+        head = {"schema": SCHEMA, "kind": KIND}
+        config = json.loads(json.dumps({**head, **self.config, "base": self.base}))
         tensors = self._tensors()
         config["checksum"] = checksum(config, save(tensors), readme)
         write_artefact(path, KIND, config, tensors, readme, overwrite)
@@ -171,7 +169,7 @@ class Edit:
             check_files(path, config)
         config, tensors = read_artefact(path, KIND)
         try:
-            check_base(config["base"])
+            check_config(config)
             heads, neurons = (
                 dict(zip(map(tuple, tensors[name].tolist()),
                          tensors[f"{name}.factors"].tolist(), strict=True))
@@ -205,6 +203,11 @@ class Edit:
         return dict(sorted(tensors.items()))
 
 
+def _write(tensor: Tensor, where: tuple[Tensor, ...], values: Tensor) -> None:
+    with torch.no_grad():
+        tensor[where] = values
+
+
 def _index(value: Any, what: str) -> int:
     if int(value) != value or not 0 <= value < 2**31:
         raise ExciseError(f"{value} among the {what}: layers and units are numbers from 0")
@@ -214,7 +217,7 @@ def _index(value: Any, what: str) -> int:
 def _finite(value: Any, what: str) -> float:
     if not math.isfinite(value):
         raise ExciseError(f"a factor of the {what} is {value}: give a finite number")
-    return float(value)
+    return float(value) + 0.0  # -0 is 0
 
 
 def _elements(name: str, indices: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +233,7 @@ def _elements(name: str, indices: Tensor, factors: Tensor) -> tuple[Tensor, Tens
         raise ExciseError(f"indices of {name} are negative, too large, or there twice")
     if not bool(factors.isfinite().all()):
         raise ExciseError(f"a factor of {name} is NaN or infinite: give finite numbers")
-    return indices, factors[order]
+    return indices, factors[order] + 0.0
 
 
 def _added(name: str, added: Tensor) -> Tensor:

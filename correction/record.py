@@ -49,26 +49,26 @@ class State:
             ExciseError: No model, or a damaged record.
         """
         checkpoint = Checkpoint.of(folder)
-        path = checkpoint.folder / RECORD
+        path, parts = checkpoint.folder / RECORD, checkpoint.folder / PARTS
         if not path.exists():
             return cls(checkpoint)
+        damaged = f"the record {path} is damaged, so make the edited model again"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            schema, digests = record["schema"], record["edits"]
-            parts = [checkpoint.folder / PARTS / digest[:12] for digest in digests]
-            content = (checkpoint.folder / PARTS / UNDO).read_bytes()
-            if hashlib.sha256(content).hexdigest() != record["undo"] or not digests:
+            schema, base, digests = record["schema"], record["base"], record["edits"]
+            folders = [parts / digest[:12] for digest in digests]
+            content = (parts / UNDO).read_bytes()
+            if hashlib.sha256(content).hexdigest() != record["undo"]:
                 raise ValueError("the undo data was changed")
             undo = load(content)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ExciseError(f"the record {path} is damaged ({error}): edit the base again") from (
-                error
-            )
+            raise ExciseError(f"{damaged}: {error!r}") from error
         if schema != SCHEMA:
             raise ExciseError(f"{path} has schema {schema!r}, not {SCHEMA}: upgrade excise")
-        edits = tuple(Edit.from_pretrained(part) for part in parts)
-        if [edit.digest for edit in edits] != digests:
-            raise ExciseError(f"the record {path} is damaged (other edits): edit the base again")
+        edits = tuple(Edit.from_pretrained(folder) for folder in folders)
+        found = {edit.base["digest"] for edit in edits}
+        if found != {base} or [edit.digest for edit in edits] != digests:
+            raise ExciseError(f"{damaged}: other edits are in {parts}")
         return cls(checkpoint, edits, undo)
 
 

@@ -16,12 +16,12 @@ README = """# Edit
 {edit}
 
 What it scales is in `edit.safetensors`; where it comes from, what was measured, and the hashes of
-the checkpoint it belongs to are in `config.json`. It fits that checkpoint alone:
+the checkpoint it belongs to are in `config.json`. It fits that checkpoint alone.
 
-    excise show EDIT                      what is in it
-    excise apply {name} EDIT -o OUT       an edited copy of the model
-    excise verify OUT EDIT                is it in there, and nothing else
-    excise revert OUT EDIT -o BASE        the checkpoint back, bit by bit
+    excise show EDIT                 what is in it
+    excise apply MODEL EDIT -o OUT   an edited copy of the model
+    excise verify OUT EDIT           is it in there, and nothing else
+    excise revert OUT EDIT -o BASE   the checkpoint back, bit by bit
 """
 
 
@@ -53,14 +53,16 @@ def check_files(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_base(base: Mapping[str, Any]) -> None:
-    """Refuse a base that lacks what is asked of it later.
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a config that lacks what is asked of it later.
 
     Raises:
         KeyError: Or `ValueError`, `TypeError`, `AttributeError`: something else is there.
     """
-    touched = base["touched"]
-    whole = all(isinstance(base[name], str) for name in ("name", "family"))
-    hashes = [base["digest"], base["fingerprints"], *touched.keys(), *touched.values()]
-    if not whole or not all(isinstance(value, str) for value in [*hashes, *base["dtypes"]]):
-        raise ValueError("base")
+    base, touched = config["base"], config["base"]["touched"]
+    words = [base[name] for name in ("name", "family", "digest", "fingerprints")]
+    words += [config["created"], *base["dtypes"], *touched.keys(), *touched.values()]
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("no text where text is needed")
+    for name in ("recipe", "evidence"):
+        config[name].keys()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import ExciseError
 from .checkpoint import Checkpoint, digest, fingerprint
@@ -29,11 +30,23 @@ class Verification:
         """Whether nothing is wrong."""
         return not (self.differing or self.problems)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "folder": str(self.folder),
+            "holds": self.holds,
+            "base": self.base,
+            "edits": [edit.digest for edit in self.edits],
+            "differing": dict(self.differing),
+            "problems": list(self.problems),
+        }
+
     def __str__(self) -> str:
         if self.holds:
             return f"{self.folder} is the base {self.base[:12]} with {listed(self.edits)} alone"
         wrong = [f"{name} {what}" for name, what in self.differing.items()]
-        return f"{self.folder} does not verify: " + "; ".join([*self.problems, *wrong])
+        more = [f"{len(wrong) - 3} tensors more"] if len(wrong) > 3 else []
+        return f"{self.folder} does not verify: " + "; ".join([*self.problems, *wrong[:3], *more])
 
 
 def verify(folder: str | Path, edit: Edit | None = None) -> Verification:
