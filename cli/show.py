@@ -1,4 +1,4 @@
-"""excise show: look at a relevance folder."""
+"""excise show: look at a relevance, or at an edit."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options as shared
+from .show_edit import show_edit
 
 
 if TYPE_CHECKING:
@@ -33,12 +34,22 @@ def command(
     against: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the top components of a relevance FOLDER; draw heads and tokens as one HTML file."""
+    """Print the top components of a relevance or an edit in FOLDER.
+
+    Of a relevance, draw heads and tokens as one HTML file.
+    """
+    from ..core.artefact import read_config
     from ..core.errors import ExciseError
     from ..lrp.relevance import Relevance
 
     if top < 1 or rank not in ("abs", "signed"):
         raise ExciseError(f"--top {top} --rank {rank!r}: give a number from 1, and abs or signed")
+    if read_config(folder).get("kind") == "edit":
+        given = {"--html": html, "--tokenizer": tokenizer, "--against": against}
+        if unfit := [name for name, value in given.items() if value is not None]:
+            raise ExciseError(f"{folder} is an edit: {', '.join(unfit)} belongs to a relevance")
+        show_edit(folder, top, as_json)
+        return
     relevance = Relevance.from_pretrained(folder)
     rows = {
         name: top_rows(relevance, name, top, rank)

@@ -1,0 +1,53 @@
+"""excise apply: an edited copy of a checkpoint."""
+
+import json
+from pathlib import Path
+
+import click
+
+from . import options as shared
+
+
+@click.command("apply", epilog="Example: excise apply smollm2 edit -o corrected")
+@click.argument("model", metavar="MODEL")
+@click.argument(
+    "edits", metavar="EDIT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@shared.output_options
+@shared.json_option
+def command(
+    model: str,
+    edits: tuple[Path, ...],
+    revision: str | None,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a copy of MODEL with one or several edits in it, whatever their order.
+
+    MODEL is the checkpoint the edits were made for, or one with other edits of it. Weights are
+    copied tensor by tensor, all other files as they are.
+    """
+    from ..core.artefact import check_output
+    from ..core.errors import ExciseError
+    from ..core.loading import model_folder
+    from ..correction.apply import apply_edit
+    from ..correction.edit import Edit
+
+    if output is None:
+        raise ExciseError("an edited model is a new folder: give -o FOLDER")
+    check_output(output, overwrite)
+    read = [Edit.from_pretrained(path) for path in edits]
+    written = apply_edit(model_folder(model, revision), read, output, overwrite)
+    if written.left_out:
+        click.echo(
+            f"not copied, since unedited weights may be in them: {', '.join(written.left_out)}",
+            err=True,
+        )
+    if as_json:
+        click.echo(json.dumps(written.to_json()))
+        return
+    for edit in written.edits:
+        click.echo(str(edit))
+    click.echo(f"{len(written.tensors)} tensors changed; written to {output}")

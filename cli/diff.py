@@ -1,0 +1,63 @@
+"""excise diff: what sets two artefacts of one kind apart."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options as shared
+
+
+def diff_edits(a: Path, b: Path) -> tuple[dict[str, Any], list[str]]:
+    """Compare two edits: as JSON values, and as lines for a terminal."""
+    from ..correction.compose import diff, named
+    from ..correction.edit import Edit
+
+    one, other = Edit.from_pretrained(a), Edit.from_pretrained(b)
+    found = diff(one, other)
+    rows = {
+        **{key: (f"{factor:g}", "-") for key, factor in found.only_a.items()},
+        **{key: ("-", f"{factor:g}") for key, factor in found.only_b.items()},
+        **{key: (f"{pair[0]:g}", f"{pair[1]:g}") for key, pair in found.changed.items()},
+    }
+    lines = [f"a  {one}", f"b  {other}"]
+    if not found.same_base:
+        lines.append("they belong to different checkpoints")
+    if rows:
+        body = [(named(key), *rows[key]) for key in sorted(rows, key=str)]
+        lines += ["", shared.aligned(("component", "a", "b"), body)]
+    lines += [f"different values are added to {name}" for name in found.biases]
+    if found.none:
+        lines.append("they do the same")
+    return {"a": one.digest, "b": other.digest, **found.to_json()}, lines
+
+
+DIFFS: dict[str, Callable[[Path, Path], tuple[dict[str, Any], list[str]]]] = {"edit": diff_edits}
+"""How to compare, by the kind that an artefact's config names."""
+
+
+@click.command("diff", epilog="Example: excise diff edit-a edit-b")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--top", default=20, show_default=True, help="Lines to print.")
+@shared.json_option
+def command(a: Path, b: Path, top: int, as_json: bool) -> None:
+    """Print what sets two edits A and B apart."""
+    from ..core.artefact import read_config
+    from ..core.errors import ExciseError
+
+    kinds = [read_config(path).get("kind") or "a model" for path in (a, b)]
+    if kinds[0] != kinds[1] or kinds[0] not in DIFFS:
+        raise ExciseError(
+            f"{a} is {kinds[0]} and {b} is {kinds[1]}: give two of {', '.join(sorted(DIFFS))}"
+        )
+    found, lines = DIFFS[kinds[0]](a, b)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    text = "\n".join(lines).splitlines()
+    click.echo("\n".join(text[:top]))
+    if len(text) > top:
+        click.echo(f"and {len(text) - top} lines more: --json has them all")

@@ -1,0 +1,35 @@
+"""excise verify: is this edit in this model, and nothing else?"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from . import options as shared
+from .evaluate import GATE_NOT_MET
+
+
+@click.command("verify", epilog="Example: excise verify corrected edit")
+@click.argument("model", metavar="MODEL")
+@click.argument("edit", metavar="[EDIT]", required=False, type=click.Path(path_type=Path))
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@shared.json_option
+def command(model: str, edit: Path | None, revision: str | None, as_json: bool) -> None:
+    """Check that MODEL is its base with its edits alone, and that EDIT is one of them.
+
+    Every tensor is compared; configs and tokenizer are not. Exit code 3 if it does not hold.
+    """
+    from ..core.loading import model_folder
+    from ..correction.edit import Edit
+    from ..correction.verify import verify
+
+    witness = Edit.from_pretrained(edit) if edit else None
+    found = verify(model_folder(model, revision), witness)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    elif found.holds:
+        click.echo(str(found))
+    if not found.holds:
+        click.echo(f"excise: {found}", err=True)
+        sys.exit(GATE_NOT_MET)
