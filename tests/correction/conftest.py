@@ -35,3 +35,18 @@ def checkpoint(
         return folders[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def changed() -> Callable[..., None]:
+    """Return `changed(folder, tensor, value=1e-3, at=-1)`, which adds to one number."""
+    from safetensors.torch import load_file, save_file
+
+    def change(folder: Path, name: str, value: float = 1e-3, at: int = -1) -> None:
+        """Add to one number of a checkpoint."""
+        (file,) = [f for f in folder.glob("*.safetensors") if name in load_file(f)]
+        stored = load_file(file)
+        stored[name].view(-1)[at] += value
+        save_file(stored, file, {"format": "pt"})
+
+    return change
