@@ -75,6 +75,7 @@ function showNodes(lit) {
     element.setAttribute("aria-pressed", String(n === state.pin));
   }
   keepOneTabStop(strongest[0]);
+  page.canvas.classList.toggle("searching", Boolean(hits?.size));
   page.found.textContent = hits ? `${count(hits.size)} found` : "";
 }
 

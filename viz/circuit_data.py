@@ -4,7 +4,7 @@ No tensors and no torch: a room that finds a circuit turns it into these rows.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -237,6 +237,24 @@ class CircuitPicture:
         if self.nodes[edge.target].kind != kind:
             raise ExciseError(f"the edge {ends} reads {edge.reads!r}: its target must be a {kind}")
         _check_score(f"the edge {ends}", edge)
+
+
+def scored(picture: CircuitPicture) -> CircuitPicture:
+    """The picture with a score for every node.
+
+    Where only edges have scores, a head or an MLP receives the sum of the edges it writes: with
+    gradients at every input that is its own attribution (EAP, arXiv 2310.10348).
+    """
+    if not picture.edges or any(node.score for node in picture.nodes if node.counts):
+        return picture
+    sums = [0.0] * len(picture.nodes)
+    for edge in picture.edges:
+        sums[edge.source] += edge.score
+    nodes = [
+        replace(node, score=total) if node.counts else node
+        for node, total in zip(picture.nodes, sums, strict=True)
+    ]
+    return replace(picture, nodes=nodes)
 
 
 def _check_score(what: str, row: Node | EdgeRow) -> None:

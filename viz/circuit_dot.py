@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .circuit_data import CircuitPicture, EdgeRow, Node
+from .circuit_data import CircuitPicture, EdgeRow, Node, scored
 from .circuit_key import node_step
 from .circuit_layout import Layout
 from .circuit_svg import quoted
@@ -20,6 +20,7 @@ def circuit_dot(picture: CircuitPicture) -> str:
         A `digraph`: colour and style show the sign, `penwidth` the magnitude, the tooltip the
         number; layers are ranks. Keys and values lead to each head of their group in the circuit.
     """
+    picture = scored(picture)
     layout = Layout(picture)
     links = [(e.source, at, e) for e in picture.edges if e.kept for at in _targets(picture, e)]
     shown = {at for at, node in enumerate(picture.nodes) if node.kept or not node.counts}

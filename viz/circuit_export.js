@@ -26,7 +26,7 @@ function graphAsSvg() {
   return new XMLSerializer().serializeToString(copy);
 }
 
-const EXPORTED = ".xk .node:not(.named) .label,.xk .ring{display:none}.xk .faded{opacity:.14}";
+const EXPORTED = ".xk .node:not(.named) .label,.xk .ring{display:none}.xk .faded>:not(.moat){opacity:.16}";
 
 function graphAsPng(done) {
   const picture = new Image();

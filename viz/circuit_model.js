@@ -148,7 +148,7 @@ function pathsThrough(model, view, pin) {
   const node = new Uint8Array(model.nodes.count);
   const edge = new Uint8Array(model.edges.count);
   const up = (e) => [model.edges.source[e]];
-  const down = (e) => model.feeds[e].filter((n) => view.node[n]);
+  const down = (e) => model.feeds[e];
   for (const [links, ends] of [[model.into, up], [model.out, down]]) {
     for (const e of links[pin]) edge[e] = 2 * view.edge[e];
     const waiting = [pin];

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 
 from .circuit_curve import circuit_curve, nearest
-from .circuit_data import READS, CircuitPicture, Metric
+from .circuit_data import READS, CircuitPicture, Metric, scored
 from .circuit_dot import circuit_dot
 from .circuit_layout import Layout
 from .circuit_pack import packed
@@ -39,10 +39,12 @@ def circuit_page(picture: CircuitPicture) -> str:
     Returns:
         A complete HTML document, which loads nothing; `write_page` saves it.
     """
+    sums = scored(picture) is not picture
+    picture = scored(picture)
     sections = [
         Section("Circuit", _app(picture)),
         Section("Components and edges" if picture.edges else "Components", _tables(picture)),
-        Section("How to read this", _help(picture)),
+        Section("How to read this", _help(picture, sums)),
     ]
     return page(
         picture.title,
@@ -183,13 +185,15 @@ def _ends(low: float | None, high: float | None) -> str | None:
     return f"{number(low, 3, sign=True)} to {number(high, 3, sign=True)}"
 
 
-def _help(picture: CircuitPicture) -> str:
+def _help(picture: CircuitPicture, sums: bool) -> str:
+    """How to read the page; `sums` says that nodes have no scores of their own."""
     order = "score" if picture.signed_order else "magnitude of score"
     what = "edges" if picture.level == "edges" else "heads and MLPs"
     paragraphs = [
         "A disc is an attention head, a square an MLP; layers stand upward. Area and colour follow "
         "the score: orange speaks for the answer, blue with a bar against it. A faint dot is a "
-        "component outside the circuit.",
+        "component outside the circuit."
+        + (" The score of a component is the sum over the edges it writes." if sums else ""),
         f"The size slider keeps the first {what} by {order}; at {picture.size:,} it is the circuit "
         "as it was found. Faithfulness is 1 where the circuit alone does what the whole model does "
         "and 0 where it does no better than nothing.",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from . import svg
-from .circuit_data import CircuitPicture, EdgeRow, Node
+from .circuit_data import CircuitPicture, EdgeRow, Node, scored
 from .circuit_key import key, node_step
 from .circuit_layout import Layout
 from .colour import Scale, fallback, fallback_ink
@@ -43,6 +43,7 @@ def circuit_svg(picture: CircuitPicture) -> str:
         One `<svg>` element, well-formed XML, which also stands alone as a file. Of more than
         `MOST_EDGES` edges the strongest are drawn, and the picture says so.
     """
+    picture = scored(picture)
     layout = Layout(picture)
     kept = sorted((edge for edge in picture.edges if edge.kept), key=lambda edge: abs(edge.score))
     drawn = kept[-MOST_EDGES:]
@@ -164,8 +165,9 @@ def _bar(layout: Layout, node: Node) -> str:
     if answer:
         words += svg.text(0, -21, "logits", "tick mid")
     title = f"<title>{escape(tooltip(node))}</title>"
+    moat = f'<rect class="moat" {shape} fill="#fdfcfa"/>'
     return (
-        f'<g class="bar" transform="translate({bar.x:g} {bar.y:g})">'
+        f'<g class="bar" transform="translate({bar.x:g} {bar.y:g})">{moat}'
         f'<rect class="body" {shape} fill="#fdfcfa" stroke="#666c75"/>{words}{title}</g>'
     )
 

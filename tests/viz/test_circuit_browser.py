@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excise.viz.circuit_data import CircuitPicture, Example
+from excise.viz.circuit_data import CircuitPicture, EdgeRow, Example, Node
 from excise.viz.circuit_layout import Layout
 from excise.viz.circuit_page import circuit_page, circuit_svg
 from excise.viz.page import write_page
@@ -392,4 +392,38 @@ def test_a_circuit_of_nodes_alone_is_a_page_too(
     assert chromium.run(NAMES) == sorted(n.name for n in more)
     chromium.click(node(more[0].name))
     assert chromium.run(LIT) == [more[0].name]
+    assert chromium.complaints() == []
+
+
+def test_a_shared_key_leads_to_the_head_that_is_in_the_circuit(chromium: Browser, tmp_path: Path):
+    """By hand: two heads share keys; the weak edges are the circuit, a strong one is not."""
+
+    def head(layer: int, unit: int, kept: bool) -> Node:
+        return Node(f"a{layer}.h{unit}", "head", layer, unit, 1.0 - unit / 4, None, None, kept)
+
+    def edge(source: int, target: int, reads: str, score: float, kept: bool) -> EdgeRow:
+        return EdgeRow(source, target, reads, score, None, None, kept)
+
+    nodes = [
+        Node("input", "embed", 0, 0, 0.0, None, None, True),
+        head(0, 0, True), head(0, 1, False), head(1, 0, False), head(1, 1, True),
+        Node("logits", "logits", 2, 0, 0.0, None, None, True),
+    ]  # fmt: skip
+    edges = [
+        edge(0, 1, "q", 0.3, True),
+        edge(1, 3, "k", -0.2, True),  # the target is any head of the group
+        edge(4, 5, "logits", 0.1, True),
+        edge(2, 5, "logits", 9.0, False),
+    ]
+    picture = CircuitPicture("t", "", "", 2, 2, 1, "edges", nodes, edges, [], 3)
+    chromium.open(write_page(tmp_path / "shared.html", circuit_page(picture)))
+    assert chromium.run(NAMES) == ["a0.h0", "a1.h1"]
+    chromium.click(node("a0.h0"))
+    saved = json.loads(exported(chromium, "json"))
+    assert [one["name"] for one in saved["nodes"]] == ["input", "a0.h0", "a1.h1", "logits"]
+    assert [one["target"] for one in saved["edges"]] == ["a0.h0 q", "a1.h0 … a1.h1 k", "logits"]
+    chromium.press("Escape")
+    chromium.run("document.querySelector('#circuit-size').focus()")
+    chromium.press("ArrowRight")
+    assert chromium.run(NAMES) == ["a0.h0", "a0.h1", "a1.h1"]
     assert chromium.complaints() == []

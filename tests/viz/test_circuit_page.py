@@ -375,3 +375,18 @@ def test_rows_that_do_not_fit_are_refused(changes: dict[str, Any], words: str):
     CircuitPicture(**arguments)
     with pytest.raises(ExciseError, match=re.escape(words)):
         CircuitPicture(**{**arguments, **changes})
+
+
+def test_where_only_edges_have_scores_a_node_has_the_sum_of_what_it_writes(make_picture: Make):
+    picture = make_picture()
+    bare = replace(
+        picture, nodes=[replace(n, score=0.0, low=None, high=None) for n in picture.nodes]
+    )
+    html = circuit_page(bare)
+    found = decoded(data_of(html)["nodes"]["score"])
+    for at, node in enumerate(picture.nodes):
+        total = sum(edge.score for edge in picture.edges if edge.source == at) if node.counts else 0
+        assert found[at] == pytest.approx(total, rel=6e-4, abs=1e-12)
+    assert "the sum over the edges it writes" in html
+    assert "the sum over the edges it writes" not in circuit_page(picture)
+    assert by_class(circuit_svg(bare), "minus")
