@@ -9,7 +9,9 @@ page.svg = page.stage.querySelector("svg");
 const model = readModel(document.getElementById("circuit-data").textContent);
 const curves = edgeCurves(model);
 const stops = sliderStops(model);
-const state = { size: model.size, hidden: new Set(), query: "", pin: -1, hover: -1, edge: -1, example: 0, table: "nodes" };
+const state = {
+  size: model.size, hidden: new Set(), query: "", pin: -1, hover: -1, edge: -1, example: 0, table: "nodes",
+};
 const elements = new Array(model.nodes.count).fill(null);
 const layers = {};
 let view = visible(model, state);
@@ -27,15 +29,22 @@ function render() {
   waiting = 0;
   if (stale) view = visible(model, state);
   const paths = state.pin >= 0 ? pathsThrough(model, view, state.pin) : null;
-  const near = !paths && state.hover >= 0 && view.edges.length <= CROWD ? directEdges(state.hover) : null;
-  const only = paths?.edge ?? near?.edge ?? (state.edge >= 0 && view.edges.length <= CROWD ? oneEdge(state.edge) : null);
-  performance.mark("draw");
+  const near = !paths && view.edges.length <= CROWD ? pointedAt() : null;
+  const only = paths?.edge ?? near?.edge ?? null;
+  const start = performance.now();
   drawEdges(page.canvas, model, curves, view, only, layers.colours);
-  performance.measure("circuit-draw", "draw");
+  performance.clearMeasures("circuit-draw"); // the last one is for whoever wants to know
+  performance.measure("circuit-draw", { start });
   layers.rules.setAttribute("d", groupRules(model, view, only));
   showNodes(paths?.node ?? near?.node);
   if (stale) showWords(paths);
   stale = false;
+}
+
+/** The edges that the pointer means, or nothing. */
+function pointedAt() {
+  if (state.hover >= 0) return directEdges(state.hover);
+  return state.edge >= 0 ? { edge: oneEdge(state.edge) } : null;
 }
 
 function directEdges(n) {
@@ -59,7 +68,7 @@ function oneEdge(e) {
 function showNodes(lit) {
   const hits = search(model.nodes.name, state.query);
   const strongest = indices(model.nodes.count).filter((n) => view.node[n] && model.nodes.counts[n])
-    .sort((a, b) => Math.abs(model.nodes.score[b]) - Math.abs(model.nodes.score[a]));
+    .sort(strongerFirst);
   const named = new Set(strongest.slice(0, model.layout.labels));
   for (let n = 0; n < model.nodes.count; n++) {
     const shown = view.node[n] || hits?.has(n) || n === state.pin;
@@ -71,12 +80,17 @@ function showNodes(lit) {
     element.classList.toggle("outside", !view.node[n]);
     element.classList.toggle("pinned", n === state.pin);
     element.classList.toggle("hit", Boolean(hits?.has(n)));
-    element.classList.toggle("named", named.has(n) || n === state.pin || n === state.hover || Boolean(hits?.has(n)));
+    const special = n === state.pin || n === state.hover || Boolean(hits?.has(n));
+    element.classList.toggle("named", special || named.has(n));
     element.setAttribute("aria-pressed", String(n === state.pin));
   }
   keepOneTabStop(strongest[0]);
   page.canvas.classList.toggle("searching", Boolean(hits?.size));
   page.found.textContent = hits ? `${count(hits.size)} found` : "";
+}
+
+function strongerFirst(a, b) {
+  return Math.abs(model.nodes.score[b]) - Math.abs(model.nodes.score[a]);
 }
 
 /** One node takes part in tabbing; arrow keys lead to the others. */
@@ -253,7 +267,7 @@ function prepareGraph() {
   indices(model.nodes.count).filter((n) => !model.nodes.counts[n]).forEach((n, at) => adopt(bars[at], n));
   page.svg.querySelectorAll("title").forEach((title) => title.remove());
   const ends = model.nodeOrder.filter((n) => view.node[n]);
-  ends.sort((a, b) => Math.abs(model.nodes.score[a]) - Math.abs(model.nodes.score[b])).forEach(nodeOf);
+  ends.sort(strongerFirst).reverse().forEach(nodeOf); // the strongest on top
   page.canvas.hidden = false;
 }
 
@@ -264,7 +278,7 @@ function listen() {
   page.query.addEventListener("input", () => { state.query = page.query.value.trim(); redraw(false); });
   page.query.addEventListener("keydown", (event) => {
     const hits = search(model.nodes.name, state.query);
-    if (event.key === "Enter" && hits?.size) pin([...hits].sort((a, b) => Math.abs(model.nodes.score[b]) - Math.abs(model.nodes.score[a]))[0]);
+    if (event.key === "Enter" && hits?.size) pin([...hits].sort(strongerFirst)[0]);
   });
   page.controls.addEventListener("submit", (event) => event.preventDefault());
   page.controls.querySelectorAll("[data-show]").forEach((box) => box.addEventListener("change", () => {
@@ -275,7 +289,9 @@ function listen() {
     button.addEventListener("click", EXPORTS[button.dataset.export]));
   page.tables.querySelectorAll("[data-table]").forEach((button) => button.addEventListener("click", () => {
     state.table = button.dataset.table;
-    page.tables.querySelectorAll("[data-table]").forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
+    for (const one of page.tables.querySelectorAll("[data-table]")) {
+      one.setAttribute("aria-pressed", String(one === button));
+    }
     redraw();
   }));
   page.app.querySelectorAll(".dot[data-x]").forEach((dot) =>
