@@ -7,7 +7,7 @@ stream, in which writers whose edge is cut have written their replacement.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeGuard
@@ -24,6 +24,7 @@ from ..lrp.scope import LRPScope, Variant
 from .edge_run import EdgeRun
 from .pairs import Pairs, logit_difference, only_last
 from .probe import Key, Probe, run
+from .weights import only_weights
 
 
 Ablation = Literal["resample", "mean", "zero"]
@@ -47,10 +48,8 @@ class Kept:
     mlps: Bool[Tensor, " layers"] | None = None
     neurons: Bool[Tensor, "layers d_mlp"] | None = None
     edges: Bool[Tensor, "writers readers"] | None = None
-
-    def complement(self) -> "Kept":
-        """Keep what is cut here and cut what is kept, of the same kinds."""
-        return Kept(*(None if t is None else ~t for t in vars(self).values()))
+    weights: Bool[Tensor, " weights"] | None = None
+    """Of all linears in the layers, one after the other; the others are zero."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,23 @@ class Ablator:
         Args:
             kept: What stays; None runs the model as it is.
         """
-        for prepared in self.batches:
-            with torch.no_grad(), frozen(self.view), self._cut(prepared, kept):
-                yield prepared.batch, run(self.view, prepared.batch)
+        kept = kept or Kept()
+        whole = nullcontext() if kept.weights is None else only_weights(self.view, kept.weights)
+        with whole:
+            for prepared in self.batches:
+                with torch.no_grad(), frozen(self.view), self._cut(prepared, kept):
+                    yield prepared.batch, run(self.view, prepared.batch)
 
     @contextmanager
-    def _cut(self, prepared: Prepared, kept: Kept | None) -> Iterator[None]:
-        handles: list[Any] = []
-        try:
-            if kept is not None:
-                handles += _cut_nodes(self.view, prepared, kept)
-                if kept.edges is not None:
-                    shape = prepared.batch.input_ids.shape
-                    handles += EdgeRun(self.view, prepared.values, shape, kept.edges).hooks()
+    def _cut(self, prepared: Prepared, kept: Kept) -> Iterator[None]:
+        with ExitStack() as undo:
+            for handle in _cut_nodes(self.view, prepared, kept):
+                undo.callback(handle.remove)
+            if kept.edges is not None:
+                shape = prepared.batch.input_ids.shape
+                for handle in EdgeRun(self.view, prepared.values, shape, kept.edges).hooks():
+                    undo.callback(handle.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def gate_gradients(self, kept: Kept, rules: Variant | None) -> Kept:
         """Return how the answer would change with each component, from where a circuit stands.
@@ -145,6 +144,8 @@ class Ablator:
             None if t is None else t.to(self.view.embedding.weight).requires_grad_()
             for t in vars(kept).values()
         ))  # fmt: skip
+        if kept.edges is not None and self.view.layers[0].attention_out_norm is not None:
+            rules = None  # the norm behind the attention is taken apart by head, past its rule
         still = LRPScope(self.view.model, rules) if rules else frozen(self.view)
         with still:
             for prepared in self.batches:

@@ -10,28 +10,24 @@ from tqdm import tqdm
 from ..core.errors import ExciseError
 from ..lrp.scope import Variant
 from .faithfulness import Trial
-from .levels import top
+from .levels import Ranking
 
 
 Choice = Bool[Tensor, " components"]
 
-RANKS = ("signed", "abs")
 
-
-def by_size(trial: Trial, scores: Float[Tensor, " components"], k: int, rank: str) -> Choice:
+def by_size(trial: Trial, ranking: Ranking, k: int) -> Choice:
     """Choose the k highest scores, less what has no effect alone (edges that lead nowhere).
 
     Raises:
         ExciseError: `k` is not between 1 and the number of components.
     """
-    if not 1 <= k <= len(scores):
-        raise ExciseError(f"a circuit of {k} components: give a size from 1 to {len(scores)}")
-    return trial.level.tidy(trial.shape, top(scores, k, rank))
+    if not 1 <= k <= len(ranking):
+        raise ExciseError(f"a circuit of {k} components: give a size from 1 to {len(ranking)}")
+    return trial.tidy(ranking.top(k))
 
 
-def by_faithfulness(
-    trial: Trial, scores: Float[Tensor, " components"], target: float, rank: str = "signed"
-) -> Choice:
+def by_faithfulness(trial: Trial, ranking: Ranking, target: float) -> Choice:
     """Choose the fewest top scores that reach a faithfulness: by doubling, then bisection.
 
     Faithfulness need not grow with size, so that what is found is the first size that reaches the
@@ -39,22 +35,24 @@ def by_faithfulness(
 
     Args:
         trial: Prompts to choose on; never those that the result is reported on.
-        scores: Of all components.
+        ranking: Of all components.
         target: Faithfulness to reach, such as 0.9.
-        rank: `signed`, or `abs` by size.
 
     Raises:
         ExciseError: The target is not reached with all components, or out of range.
     """
     if not 0.0 < target <= 1.0:
         raise ExciseError(f"faithfulness is {target}: give a number above 0, up to 1")
+
+    def reached(k: int) -> bool:
+        return trial.value(by_size(trial, ranking, k)) >= target
+
     low, high = 0, 1
-    while trial.value(by_size(trial, scores, high, rank)) < target:
-        if high == len(scores):
+    while not reached(high):
+        if high == len(ranking):
             raise ExciseError(f"not even all components reach faithfulness {target}")
-        low, high = high, min(2 * high, len(scores))
-    return by_size(trial, scores, _bisect(low, high, lambda k: trial.value(
-        by_size(trial, scores, k, rank)) >= target), rank)  # fmt: skip
+        low, high = high, min(2 * high, len(ranking))
+    return by_size(trial, ranking, _bisect(low, high, reached))
 
 
 def refine(
@@ -88,8 +86,8 @@ def refine(
         for _ in range(rounds):
             n = int(best.sum())
             extra = max(1, round(share * n))
-            wider = best | top(_gains(trial, best, rules).masked_fill(best, -torch.inf), extra,
-                               "signed")  # fmt: skip
+            gains = _gains(trial, best, rules).masked_fill(best, -torch.inf)
+            wider = best | Ranking(gains).top(extra)
             found = _trimmed(trial, wider, target, rules)
             smaller = found is not None and int(found.sum()) < n
             bar.update()
@@ -116,7 +114,7 @@ def _trimmed(trial: Trial, chosen: Choice, target: float, rules: Variant | None)
         def without(k: int, chosen: Choice = chosen, order: Tensor = order) -> Choice:
             fewer = chosen.clone()
             fewer[order[:k]] = False
-            return trial.level.tidy(trial.shape, fewer)
+            return trial.tidy(fewer)
 
         # scores hold near where they were taken: at most a quarter goes before they are renewed
         most = max(1, n // 4)

@@ -58,12 +58,16 @@ class Trial:
         self.shape = Shape.of(ablator.view)
         self._logprobs: list[Tensor] = []
         self.full = self._outcome(None, keep=True)
-        self.empty = self.run(torch.zeros(len(level.groups(self.shape)), dtype=torch.bool))
+        self.empty = self.run(torch.zeros(level.count(self.shape), dtype=torch.bool))
         if not abs((self.full.difference - self.empty.difference).mean()) > 1e-6:
             raise ExciseError(
                 "the answer is the same when every component is replaced, so that no circuit can "
                 "be told from none: use counterfactual prompts that change what decides"
             )
+
+    def tidy(self, chosen: Bool[Tensor, " components"]) -> Bool[Tensor, " components"]:
+        """Drop what is chosen to no effect, such as edges that lead nowhere."""
+        return self.level.tidy(self.shape, chosen)
 
     def run(self, chosen: Bool[Tensor, " components"]) -> Outcome:
         """Run the circuit of the chosen components."""

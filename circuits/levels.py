@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.errors import look_up
+from ..core.errors import look_up, unknown_name
 from ..core.families import ModelView
 from .ablation import Kept, select_nodes
 from .attribution import Attribution
 from .graph import Graph, edge_name, name
 from .patching import expand
+
+
+RANKS = ("signed", "abs")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Level:
     """What a run keeps when these components are chosen."""
     flat: Callable[["Shape", Kept], Tensor]
     """The same the other way round, for choices and for numbers in their place."""
+    count: Callable[["Shape"], int]
     groups: Callable[["Shape"], Tensor]
     """A number for each component; components of one number are alike in kind and layer."""
     names: Callable[["Shape"], list[str]]
@@ -43,11 +47,15 @@ class Shape:
 
     graph: Graph
     d_mlp: int
+    matrices: tuple[tuple[str, int], ...] = ()
+    """Names of the layers' weight matrices and how many elements each has."""
 
     @classmethod
     def of(cls, view: ModelView) -> "Shape":
         """Return the shape of a live model."""
-        return cls(Graph.of(view), view.d_mlp)
+        linears = view.layer_linears().items()
+        sizes = tuple((f"{path}.weight", linear.weight.numel()) for path, linear in linears)
+        return cls(Graph.of(view), view.d_mlp, sizes)
 
 
 def _flat(scores: Tensor | None) -> Tensor | None:
@@ -74,6 +82,11 @@ def _node_groups(shape: Shape) -> Tensor:
     return (2 * layers + kinds).flatten()
 
 
+def _weight_groups(shape: Shape) -> Tensor:
+    sizes = torch.tensor([n for _, n in shape.matrices])
+    return torch.arange(len(sizes), dtype=torch.int16).repeat_interleave(sizes)
+
+
 def _edge_groups(shape: Shape) -> Tensor:
     """Edges are alike that lead from the same kind of writer to the same kind and layer."""
     graph = shape.graph
@@ -95,6 +108,7 @@ LEVELS: dict[str, Level] = {
             lambda found: None if found.heads is None else found.nodes,
             _nodes,
             lambda _shape, kept: _flat_nodes(kept),
+            lambda shape: len(shape.graph.writers) - 1,
             _node_groups,
             lambda shape: [name(writer) for writer in shape.graph.writers[1:]],
         ),
@@ -104,6 +118,7 @@ LEVELS: dict[str, Level] = {
             lambda found: _flat(found.neurons),
             lambda shape, chosen: Kept(neurons=chosen.view(shape.graph.n_layers, shape.d_mlp)),
             lambda _shape, kept: _given(kept.neurons).flatten(),
+            lambda shape: shape.graph.n_layers * shape.d_mlp,
             lambda shape: torch.arange(shape.graph.n_layers).repeat_interleave(shape.d_mlp),
             lambda shape: [
                 f"m{layer}.n{unit}"
@@ -117,11 +132,22 @@ LEVELS: dict[str, Level] = {
             lambda found: found.edges,
             lambda shape, chosen: Kept(edges=expand(shape.graph, chosen)),
             lambda shape, kept: _given(kept.edges)[shape.graph.is_edge],
+            lambda shape: shape.graph.n_edges,
             _edge_groups,
             lambda shape: [edge_name(e) for e in shape.graph.edges(shape.graph.is_edge)],
             lambda shape, chosen: shape.graph.connected(expand(shape.graph, chosen))[
                 shape.graph.is_edge
             ],
+        ),
+        Level(
+            "weights",
+            "elements of the layers' weight matrices; zero ablation only",
+            lambda _found: None,
+            lambda _shape, chosen: Kept(weights=chosen),
+            lambda _shape, kept: _given(kept.weights),
+            lambda shape: sum(n for _, n in shape.matrices),
+            _weight_groups,
+            lambda shape: [f"{name}[{i}]" for name, n in shape.matrices for i in range(n)],
         ),
     )
 }
@@ -137,22 +163,44 @@ def get_level(level: str) -> Level:
     return look_up("level", level, LEVELS)
 
 
-def top(scores: Float[Tensor, " components"], k: int, rank: str) -> Bool[Tensor, " components"]:
-    """Choose the k highest scores: `signed`, or by size (`abs`)."""
-    order = (scores.abs() if rank == "abs" else scores).argsort(descending=True, stable=True)
-    chosen = torch.zeros(len(scores), dtype=torch.bool)
-    chosen[order[:k]] = True
-    return chosen
+class Ranking:
+    """Components in the order of their scores, sorted once, so that any number can be taken.
+
+    Args:
+        scores: Of all components.
+        rank: `signed`, or `abs`: by size.
+    """
+
+    def __init__(self, scores: Float[Tensor, " components"], rank: str = "signed"):
+        if rank not in RANKS:
+            raise unknown_name("rank", rank, RANKS)
+        self.values = scores.abs() if rank == "abs" else scores
+        self._sorted = np.sort(self.values.numpy())
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def top(self, k: int) -> Bool[Tensor, " components"]:
+        """Choose the k highest; of equal scores, the first."""
+        if k <= 0:
+            return torch.zeros(len(self), dtype=torch.bool)
+        threshold = float(self._sorted[-min(k, len(self))])
+        chosen = self.values > threshold
+        ties = (self.values == threshold).nonzero()[:, 0]
+        chosen[ties[: k - int(chosen.sum())]] = True
+        return chosen
 
 
 def matched_random(
     chosen: Bool[Tensor, " components"], groups: Tensor, seed: int
 ) -> Bool[Tensor, " components"]:
     """Draw as many components of each kind and layer as are chosen: the control."""
-    draw = np.random.default_rng(seed)
+    draw = torch.Generator().manual_seed(seed)
     drawn = torch.zeros_like(chosen)
-    for group in groups[chosen].unique().tolist():
-        members = (groups == group).nonzero()[:, 0].numpy()
-        n = int(chosen[torch.from_numpy(members)].sum())
-        drawn[torch.from_numpy(draw.choice(members, n, replace=False))] = True
+    order = groups.argsort(stable=True)  # each group's members side by side
+    _, sizes = groups.unique(return_counts=True)
+    for members in order.split(sizes.tolist()):
+        n = int(chosen[members].sum())
+        if n:
+            drawn[members[torch.randperm(len(members), generator=draw)[:n]]] = True
     return drawn

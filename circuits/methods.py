@@ -32,6 +32,8 @@ class CircuitMethod:
         return len(self.points)
 
 
+_EAP_IG_POINTS = (0.0, 0.2, 0.4, 0.6, 0.8)
+
 CIRCUIT_METHODS: dict[str, CircuitMethod] = {
     method.name: method
     for method in (
@@ -50,6 +52,12 @@ CIRCUIT_METHODS: dict[str, CircuitMethod] = {
             "relp", "RelP: LRP in attribution patching (arXiv 2508.21258)", rules="relp"
         ),
         CircuitMethod(
+            "relp-ig",
+            "RelP with coefficients averaged over the 5 points of EAP-IG",
+            rules="relp",
+            points=_EAP_IG_POINTS,
+        ),
+        CircuitMethod(
             "cp-lrp-difference",
             "the same with constant attention patterns",
             rules="cp-lrp",
@@ -59,7 +67,7 @@ CIRCUIT_METHODS: dict[str, CircuitMethod] = {
             "eap-ig",
             "EAP with gradients averaged over 5 points between the two embeddings "
             "(arXiv 2403.17806)",
-            points=(0.0, 0.2, 0.4, 0.6, 0.8),
+            points=_EAP_IG_POINTS,
         ),
         CircuitMethod(
             "gradient-x-activation", "plain gradient times activation", difference=False

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of the folder layout; readers refuse newer ones."""
+
+_SCRATCH = "excise-scratch"
+"""Begins the names of scratch folders, by which those of killed runs are known."""
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +101,33 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(parent: str | Path) -> Iterator[Path]:
+    """Give an empty folder inside another for the length of a block.
+
+    What killed runs left there goes first.
+
+    Args:
+        parent: A folder on a disk with room.
+
+    Raises:
+        ExciseError: It is no folder, or the disk is full or refuses.
+    """
+    parent = Path(parent).absolute()
+    if not parent.is_dir():
+        raise ExciseError(f"no folder at {parent}: give one on a disk with room")
+    _sweep(parent / _SCRATCH)
+    temporary: str | None = None
+    try:
+        temporary = mkdtemp(f".{os.getpid()}.part", f".{_SCRATCH}.", parent)
+        yield Path(temporary)
+    except OSError as error:
+        raise ExciseError(f"{parent} cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _sweep(path: Path) -> None:
     """Remove what killed runs left beside a path; put back what one was about to replace."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -116,6 +147,7 @@ def write_artefact(
     tensors: "Mapping[str, Tensor]",
     readme: str,
     overwrite: bool = False,
+    more: Mapping[str, str] | None = None,
 ) -> None:
     """Write a folder of `config.json`, `<kind>.safetensors` and `README.md`.
 
@@ -126,6 +158,7 @@ def write_artefact(
         tensors: By name; stored contiguous on the CPU.
         readme: Markdown for a human who finds the folder.
         overwrite: Whether an existing folder may be replaced.
+        more: Further text files, by name.
     """
     from safetensors.torch import save_file
 
@@ -139,7 +172,8 @@ def write_artefact(
         (folder / "config.json").write_text(json.dumps({**head, **config}, indent=2) + "\n")
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, folder / f"{kind}.safetensors")
-        (folder / "README.md").write_text(readme)
+        for name, text in {"README.md": readme, **(more or {})}.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def read_artefact(path: str | Path, kind: str) -> "tuple[dict[str, Any], dict[str, Tensor]]":

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "lrp": {"core"},
     "viz": {"core"},
     "prune": {"core", "lrp"},
-    "circuits": {"core", "lrp"},
+    "circuits": {"core", "lrp", "eval", "viz"},
     "eval": {"core", "lrp", "viz"},
     "correction": {"core", "lrp", "prune", "eval"},
 }
@@ -161,7 +161,21 @@ HELP = "import sys; from excise.cli.main import group; group({}, prog_name='exci
         "import excise; dir(excise); excise.ExciseError",
         "import excise; excise.FAMILIES; excise.Sample",
         HELP.format(["--help"]),
-        *(HELP.format([verb, "--help"]) for verb in ("score", "prune", "eval", "show", "demo")),
+        *(
+            HELP.format([verb, "--help"])
+            for verb in (
+                "score",
+                "prune",
+                "circuit",
+                "eval",
+                "apply",
+                "verify",
+                "revert",
+                "diff",
+                "show",
+                "demo",
+            )
+        ),
     ],
 )
 def test_no_torch_until_it_is_needed(code: str):

@@ -1,0 +1,269 @@
+"""A circuit: scores of components, which of them belong to it, and the evidence that they do."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..core.artefact import read_artefact, write_artefact
+from ..core.errors import ExciseError
+from ..core.identity import model_hash
+from .faithfulness import jaccard
+from .graph import Edge, Graph, Writer, name
+from .levels import Level, Shape, get_level
+
+
+RESAMPLES = 200
+"""Bootstrap draws of the samples behind bounds and stability."""
+
+_KEYS = ("model", "model_hash", "shape", "task", "method", "level", "ablation", "metrics")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of one grain's components with bootstrap bounds, each (components,)."""
+
+    mean: Float[Tensor, " components"]
+    low: Float[Tensor, " components"]
+    high: Float[Tensor, " components"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component as a view: for printing and drawing; arrays are the truth."""
+
+    name: str
+    score: float
+    low: float
+    high: float
+    kept: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Return name, score and interval."""
+        return {"name": self.name, "score": self.score, "ci": [self.low, self.high]}
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What `find_circuit` returns and `excise circuit -o` writes.
+
+    Arrays are flat, in the order of the grain's components (`Level.names`): nodes by layer, heads
+    before the MLP; neurons by layer; edges by writer, then reader, as the true entries of
+    `Graph.is_edge`.
+    """
+
+    config: dict[str, Any]
+    """Model, shape, task, method, grain, ablation, data, and under `metrics` the evidence."""
+    in_circuit: Bool[Tensor, " components"]
+    scores: Mapping[str, Scores]
+    """By grain: that of the circuit, and others that came with it."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """Test prompts as tokens with the attention of the circuit's heads, for the page."""
+
+    @property
+    def level(self) -> Level:
+        """The grain of the circuit."""
+        return get_level(self.config["level"])
+
+    @property
+    def shape(self) -> Shape:
+        """The numbers of layers, heads, groups and hidden units."""
+        layers, heads, groups, d_mlp = self.config["shape"]
+        matrices = tuple((name, n) for name, n in self.config.get("matrices", ()))
+        return Shape(Graph(layers, heads, groups), d_mlp, matrices)
+
+    @property
+    def size(self) -> int:
+        """How many components are in the circuit."""
+        return int(self.in_circuit.sum())
+
+    def __str__(self) -> str:
+        found = self.config["metrics"].get("faithfulness")
+        said = f", faithfulness {found['value']:.3f}" if found else ""
+        return (
+            f"Circuit({self.config['task']} in {self.config['model']} by {self.config['method']}: "
+            f"{self.size} of {len(self.in_circuit)} {self.level.name}{said})"
+        )
+
+    def components(self, level: str | None = None) -> list[Component]:
+        """Return the components of a grain as views, in order.
+
+        Raises:
+            ExciseError: This circuit holds no scores of the grain.
+        """
+        wanted = get_level(level or self.config["level"])
+        if wanted.name not in self.scores:
+            raise ExciseError(f"this circuit holds no scores of {wanted.name}: find it again")
+        found = self.scores[wanted.name]
+        kept = self.in_circuit if wanted is self.level else self._kept_nodes(wanted)
+        columns = (t.tolist() for t in (found.mean, found.low, found.high, kept))
+        return [Component(*row) for row in zip(wanted.names(self.shape), *columns, strict=True)]
+
+    def edges(self) -> list[tuple[Edge, float]]:
+        """Return the circuit's edges with their scores; empty for other grains."""
+        if self.level.name != "edges":
+            return []
+        graph = self.shape.graph
+        ids = list(graph.edges(graph.is_edge))
+        chosen = self.in_circuit.nonzero()[:, 0].tolist()
+        return [(ids[i], float(self.scores["edges"].mean[i])) for i in chosen]
+
+    def nodes(self) -> list[Writer]:
+        """Return the heads and MLPs of the circuit: its own, or those that its edges touch."""
+        kept = self._kept_nodes(get_level("nodes"))
+        return [w for w, k in zip(self.shape.graph.writers[1:], kept.tolist(), strict=True) if k]
+
+    def by_matrix(self) -> dict[str, int]:
+        """Return how many weights of each matrix are in a weight circuit; empty for others."""
+        if self.level.name != "weights":
+            return {}
+        matrices = self.shape.matrices
+        parts = self.in_circuit.split([n for _, n in matrices])
+        return {name: int(p.sum()) for (name, _), p in zip(matrices, parts, strict=True)}
+
+    def jaccard(self, other: "Circuit") -> float:
+        """Return the overlap with another circuit of the same grain and shape.
+
+        Raises:
+            ExciseError: They differ in grain or shape.
+        """
+        self.check_comparable(other)
+        return jaccard(self.in_circuit, other.in_circuit)
+
+    def check_comparable(self, other: "Circuit") -> None:
+        """Refuse a circuit of another grain, or of a model of another shape.
+
+        Raises:
+            ExciseError: Names both.
+        """
+        for key in ("level", "shape"):
+            if self.config[key] != other.config[key]:
+                raise ExciseError(
+                    f"the {key} is {self.config[key]} here and {other.config[key]} there: compare "
+                    "circuits of one grain in models of one shape"
+                )
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that is not the one the circuit was found in.
+
+        Raises:
+            ExciseError: The hash of its weights differs.
+        """
+        if model_hash(model) != self.config["model_hash"]:
+            raise ExciseError(
+                f"this circuit is of {self.config['model']} (hash "
+                f"{self.config['model_hash'][:8]}), and the model's weights differ: find it anew"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the circuit as JSON values: components, size, and metrics with `value`, `ci`."""
+        rows: dict[str, Any] = {"nodes": [name(node) for node in self.nodes()], "edges": []}
+        if self.level.name in self.scores:
+            kept = [c.as_json() for c in self.components() if c.kept]
+            rows[self.level.name] = sorted(kept, key=lambda row: -abs(row["score"]))
+        else:
+            rows[self.level.name] = self.by_matrix()
+        return {**rows, "size": self.size, **self.config["metrics"], "config": {
+            key: value for key, value in self.config.items() if key != "metrics"
+        }}  # fmt: skip
+
+    def save_pretrained(self, path: str | Path, overwrite: bool = False, page: bool = True) -> None:
+        """Write the folder: config, arrays, README and, unless told otherwise, `circuit.html`.
+
+        Raises:
+            ExciseError: The path is taken, or cannot be written.
+        """
+        from .page import circuit_html
+
+        tensors = {"in_circuit": torch.from_numpy(np.packbits(self.in_circuit.numpy()))}
+        for level, found in self.scores.items():
+            for key, tensor in vars(found).items():
+                tensors[f"{level}/{key}"] = tensor
+        readme = (
+            f"# A circuit for {self.config['task']}\n\n{self}\n\nMade by excise. Open "
+            f"`circuit.html`, or look at it with `excise show {Path(path).name}`.\n"
+        )
+        more = {"circuit.html": circuit_html(self)} if page else {}
+        config = {**self.config, "examples": self.examples}
+        write_artefact(path, "circuit", config, tensors, readme, overwrite, more)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Circuit":
+        """Read such a folder.
+
+        Raises:
+            ExciseError: Missing, damaged or of another kind.
+        """
+        config, tensors = read_artefact(path, "circuit")
+        damaged = ExciseError(f"{path} is damaged: find the circuit again")
+        if any(key not in config for key in _KEYS) or "in_circuit" not in tensors:
+            raise damaged
+        try:
+            scores = {
+                level: Scores(*(tensors[f"{level}/{key}"] for key in ("mean", "low", "high")))
+                for level in sorted({name.split("/")[0] for name in tensors} - {"in_circuit"})
+            }
+            examples = config.pop("examples", [])
+            circuit = cls(config, tensors["in_circuit"], scores, examples)
+            n = circuit.level.count(circuit.shape)
+            bits = np.unpackbits(circuit.in_circuit.numpy(), count=n).astype(bool)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged from error
+        if len(circuit.in_circuit) != -(-n // 8) or any(
+            not bool(found.mean.isfinite().all()) for found in scores.values()
+        ):
+            raise damaged
+        return replace(circuit, in_circuit=torch.from_numpy(bits))
+
+    def _repr_html_(self) -> str:
+        """Draw the circuit in a notebook."""
+        from .page import circuit_svg_of
+
+        return circuit_svg_of(self)
+
+    def _kept_nodes(self, wanted: Level) -> Tensor:
+        """Return which nodes a circuit of another grain touches; for other grains, none."""
+        graph = self.shape.graph
+        if wanted.name != "nodes":
+            return torch.zeros(len(wanted.groups(self.shape)), dtype=torch.bool)
+        if self.level.name == "nodes":
+            return self.in_circuit
+        if self.level.name in ("neurons", "weights"):
+            grid = torch.zeros(graph.n_layers, graph.n_heads + 1, dtype=torch.bool)
+            if self.level.name == "weights":
+                return grid.flatten()
+            grid[:, -1] = self.in_circuit.view(graph.n_layers, -1).any(1)
+            return grid.flatten()
+        dense = torch.zeros_like(graph.is_edge)
+        dense[graph.is_edge] = self.in_circuit
+        return dense.any(1)[1:]
+
+
+def bootstrap(
+    samples: Float[Tensor, "samples components"], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Scores, Float[Tensor, "resamples components"]]:
+    """Return mean scores with 95 % percentile bounds, and the means of all resamples.
+
+    Args:
+        samples: Per-sample scores.
+        resamples: Bootstrap draws of the samples.
+        seed: Of the draws.
+    """
+    n = len(samples)
+    draw = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(n, (resamples, n), generator=draw)
+    counts = torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n))
+    means = counts @ samples.float() / n
+    low, high = _tail(resamples), resamples - 1 - _tail(resamples)
+    ordered = means.sort(0).values
+    return Scores(samples.float().mean(0), ordered[low], ordered[high]), means
+
+
+def _tail(resamples: int) -> int:
+    return math.floor(0.025 * resamples)

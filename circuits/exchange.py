@@ -1,0 +1,130 @@
+"""Circuits as other tools write them: the JSON of EAP-IG and of MIB's circuit track.
+
+There every head has keys and values of its own. A KV group's edge is written as one edge for each
+head of the group, with an equal share of the score, and read back as their sum; it is in the
+circuit if one of them is. "Neurons" of those tools are output dimensions of a node, not hidden
+units of an MLP, and are not exchanged.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import ExciseError
+from .attribution import Attribution
+from .circuit import Circuit
+from .graph import Graph, Reader, name
+
+
+def to_eap_ig(circuit: Circuit) -> dict[str, Any]:
+    """Return a circuit of nodes or edges in EAP-IG's JSON layout.
+
+    Raises:
+        ExciseError: A circuit of neurons or weights.
+    """
+    graph = circuit.shape.graph
+    if circuit.level.name not in ("nodes", "edges"):
+        raise ExciseError(
+            f"a circuit of {circuit.level.name} has no place in EAP-IG's layout: use nodes or edges"
+        )
+    nodes: dict[str, Any] = {"input": {"in_graph": True}, "logits": {"in_graph": True}}
+    kept = {name(node) for node in circuit.nodes()}
+    scores = {c.name: c.score for c in circuit.components("nodes")} if (
+        "nodes" in circuit.scores
+    ) else {}  # fmt: skip
+    for writer in graph.writers[1:]:
+        found = {"in_graph": name(writer) in kept}
+        nodes[name(writer)] = found | (
+            {"score": scores[name(writer)]} if name(writer) in scores else {}
+        )
+    edges = {}
+    if circuit.level.name == "edges":
+        columns = circuit.scores["edges"].mean.tolist(), circuit.in_circuit.tolist()
+        for (writer, reader), score, chosen in zip(
+            graph.edges(graph.is_edge), *columns, strict=True
+        ):
+            heads = _heads(graph, reader)
+            for head in heads:
+                edges[f"{name(writer)}->{head}"] = {
+                    "score": score / len(heads), "in_graph": bool(chosen),
+                }  # fmt: skip
+    else:
+        for writer, reader in graph.edges(graph.is_edge):
+            inside = writer[0] == "embed" or name(writer) in kept
+            for head in _heads(graph, reader):
+                edges[f"{name(writer)}->{head}"] = {"in_graph": inside}
+    cfg = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False}
+    return {"cfg": cfg, "nodes": nodes, "edges": edges}
+
+
+def write_eap_ig(circuit: Circuit, path: str | Path) -> None:
+    """Write that layout to a file.
+
+    Raises:
+        ExciseError: As `to_eap_ig`, or the file cannot be written.
+    """
+    text = json.dumps(to_eap_ig(circuit))
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_eap_ig(path: str | Path, graph: Graph) -> Attribution:
+    """Read scores of nodes and edges from EAP-IG's JSON, for a model of a given shape.
+
+    A file without scores, with `in_graph` alone, gives 1 inside and 0 outside.
+
+    Args:
+        path: The file.
+        graph: Of the model that the scores belong to.
+
+    Returns:
+        One sample of scores: of edges if there are any, and of nodes if they have scores.
+
+    Raises:
+        ExciseError: No such file, no such layout, another shape, or an edge that is not there.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        cfg, nodes, edges = found["cfg"], found["nodes"], found["edges"]
+        shape = (cfg["n_layers"], cfg["n_heads"])
+    except OSError as error:
+        raise ExciseError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExciseError(f"{path} is no circuit in EAP-IG's layout: {error!r}") from error
+    if shape != (graph.n_layers, graph.n_heads):
+        raise ExciseError(
+            f"{path} is of a model of {shape[0]} layers and {shape[1]} heads, and this one has "
+            f"{graph.n_layers} and {graph.n_heads}"
+        )
+    columns = {}
+    for writer, reader in graph.edges(graph.is_edge):
+        names = [f"{name(writer)}->{head}" for head in _heads(graph, reader)]
+        if missing := [edge for edge in names if edge not in edges]:
+            raise ExciseError(f"{path} has no edge {missing[0]!r}: it is of another kind of model")
+        rows = [edges[edge] for edge in names]
+        columns[writer, reader] = sum(_score(row) for row in rows)
+    scored = all("score" in nodes.get(name(w), ()) for w in graph.writers[1:])
+    grid = torch.tensor(
+        [float(nodes[name(w)]["score"]) for w in graph.writers[1:]] if scored else []
+    )
+    grid = grid.view(1, -1, graph.n_heads + 1)
+    return Attribution(
+        heads=grid[..., :-1] if scored else None,
+        mlps=grid[..., -1] if scored else None,
+        edges=torch.tensor([list(columns.values())]),
+    )
+
+
+def _score(row: dict[str, Any]) -> float:
+    return float(row.get("score", row.get("in_graph", 0.0)))
+
+
+def _heads(graph: Graph, reader: Reader) -> list[str]:
+    """Return what a reader is called where every head has its own keys and values."""
+    if reader[0] in ("q", "k", "v"):
+        return [f"{name(writer)}<{reader[0]}>" for writer in graph.node_of(reader)]
+    return [name(reader)]

@@ -1,0 +1,180 @@
+"""The whole way from a task to a circuit with its evidence, as one call."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core.artefact import read_artefact, write_artefact
+from ..core.data import fingerprint
+from ..core.errors import ExciseError
+from ..core.families import ModelView
+from ..core.identity import model_hash
+from .ablation import Ablator
+from .attribution import Attribution, attribute
+from .circuit import Circuit, Scores, bootstrap
+from .discovery import Choice, by_faithfulness, by_size, refine
+from .evidence import Evidence, stability
+from .examples import attention_examples
+from .faithfulness import Trial
+from .levels import Level, Ranking, Shape, get_level
+from .methods import CircuitMethod, get_method
+from .pairs import Pairs
+from .search import Parts, Search
+from .weights import weight_scores
+
+
+def find_circuit(
+    model: Any,
+    parts: Parts,
+    search: Search | None = None,
+    *,
+    task: str = "prompts",
+    tokenizer: Any = None,
+    batch_size: int = 16,
+    allow_failing: bool = False,
+    resume: Path | None = None,
+    progress: bool = False,
+) -> Circuit:
+    """Find the circuit of a task, and measure on held-out prompts how far it is one.
+
+    Args:
+        model: A causal language model of a supported family.
+        parts: Prompts to score, to choose and to test on.
+        search: How; default: nodes by RelP, faithfulness 0.9 under resample ablation.
+        task: A name for what is looked at.
+        tokenizer: Decodes the example prompts of the page; without one there are none.
+        batch_size: Prompts per pass.
+        allow_failing: Go on though the model itself does not do the task.
+        resume: Folder in which scores are kept until the circuit is there, so that a search that
+            was stopped while choosing or testing need not score again.
+        progress: Whether to draw progress bars on a terminal.
+
+    Raises:
+        ExciseError: The model fails the task, or as `attribute` and `by_faithfulness`.
+    """
+    search = search or Search()
+    level, method = get_level(search.level), get_method(search.method)
+    if search.ablation != "zero" and parts.test.counterfactual is None:
+        raise ExciseError(
+            f"ablation {search.ablation!r} needs counterfactual prompts: add them, or use 'zero'"
+        )
+    for pairs in vars(parts).values():
+        pairs.check(model.config)
+    test = Trial(Ablator(model, parts.test, search.ablation, parts.train, batch_size), level)
+    check_task(test, task, allow_failing)
+    all_scores: dict[str, Scores] = {}
+    resampled = None
+    if level.name == "weights":  # sums over prompts: one value per weight is all there is
+        mean = weight_scores(model, parts.train, search.method, batch_size, search.seed)
+    else:
+        found = scored(model, parts.train, search, batch_size, resume, progress)
+        all_scores[level.name], resampled = bootstrap(_scores(found, level), seed=search.seed)
+        if level.name != "nodes" and found.heads is not None:
+            all_scores["nodes"], _ = bootstrap(found.nodes, seed=search.seed)
+        mean = all_scores[level.name].mean
+    choosing = Trial(
+        Ablator(model, parts.validation, search.ablation, parts.train, batch_size), level
+    )
+    chosen = choose(choosing, mean, search, method, progress)
+    if not bool(chosen.any()):
+        raise ExciseError("no component is left in the circuit: ask for a larger size")
+    evidence = Evidence(test, model, parts, search, batch_size, progress)
+    metrics = evidence.measured(chosen, mean)
+    if resampled is not None:
+        metrics["stability"] = stability(resampled, int(chosen.sum()), search.rank)
+    view = ModelView.of(model)
+    config = {
+        "model": model.config.name_or_path or view.family.name,
+        "model_hash": model_hash(model),
+        "family": view.family.name,
+        "dtype": str(view.embedding.weight.dtype).removeprefix("torch."),
+        "shape": [len(view.layers), view.n_heads, view.n_kv_heads, view.d_mlp],
+        "matrices": Shape.of(view).matrices if level.name == "weights" else (),
+        "task": task,
+        **asdict(search),
+        "samples": {name: len(pairs) for name, pairs in vars(parts).items()},
+        "data": {name: fingerprint(pairs.clean) for name, pairs in vars(parts).items()},
+        "warnings": evidence.warnings,
+        "metrics": metrics,
+    }
+    circuit = Circuit(config, chosen, all_scores)
+    if tokenizer is not None:
+        examples = attention_examples(model, tokenizer, parts.test, circuit.nodes())
+        circuit.examples.extend(examples)
+    if resume is not None:
+        shutil.rmtree(resume, ignore_errors=True)
+    return circuit
+
+
+def scored(
+    model: Any, pairs: Pairs, search: Search, batch_size: int, resume: Path | None, progress: bool
+) -> Attribution:
+    """Score the components, or read the scores of a search that was stopped.
+
+    Raises:
+        ExciseError: The folder holds the scores of another search.
+    """
+    level, method = get_level(search.level), get_method(search.method)
+    recipe = f"{model_hash(model)} {level.name} {method} {search.seed} {fingerprint(pairs.clean)}"
+    if resume is not None and resume.exists():
+        config, tensors = read_artefact(resume, "progress")
+        if config["recipe"] != recipe:
+            raise ExciseError(
+                f"{resume} is the progress of another search: repeat that one, or delete it"
+            )
+        return Attribution(**tensors)
+    found = attribute(
+        model, pairs, method, **wanted(level, method), batch_size=batch_size, seed=search.seed,
+        progress=progress,
+    )  # fmt: skip
+    if resume is not None:
+        readme = "Scores of an unfinished excise circuit: repeat it with --resume, or delete this."
+        tensors = {name: t for name, t in vars(found).items() if t is not None}
+        write_artefact(resume, "progress", {"recipe": recipe}, tensors, readme)
+    return found
+
+
+def wanted(level: Level, method: CircuitMethod) -> dict[str, bool]:
+    """Return what to score: the grain, and nodes beside it where they come for free."""
+    return {
+        "nodes": level.name == "nodes" or not method.exact,
+        "neurons": level.name == "neurons",
+        "edges": level.name == "edges",
+    }
+
+
+def check_task(trial: Trial, task: str, allow_failing: bool) -> None:
+    """Refuse a task that the model does not do, since there is no circuit of it to find.
+
+    Raises:
+        ExciseError: The 95 % interval of its accuracy holds a half, and failing is not allowed.
+    """
+    accuracy = trial.accuracy(trial.full)
+    if accuracy.ci[0] <= 0.5 and not allow_failing:
+        raise ExciseError(
+            f"the model does not do {task}: it prefers the right answer on {accuracy} of "
+            f"{accuracy.n} prompts: choose another task, or go on with --allow-failing"
+        )
+
+
+def choose(
+    trial: Trial, scores: Tensor, search: Search, method: CircuitMethod, progress: bool = False
+) -> Choice:
+    """Choose the circuit by size, or by faithfulness on validation prompts, refined if asked."""
+    ranking = Ranking(scores, search.rank)
+    if search.size is not None:
+        return by_size(trial, ranking, search.size)
+    chosen = by_faithfulness(trial, ranking, search.faithfulness)
+    if search.refined:
+        rules = method.rules or "relp"
+        return refine(trial, chosen, search.faithfulness, rules, progress=progress)
+    return chosen
+
+
+def _scores(found: Attribution, level: Level) -> Tensor:
+    samples = level.scores(found)
+    assert samples is not None
+    return samples

@@ -1,0 +1,119 @@
+"""A circuit as a picture: rows of plain numbers for the page, SVG and DOT writers of viz."""
+
+from typing import TYPE_CHECKING, Any
+
+from ..viz.circuit_data import CircuitPicture, CurvePoint, EdgeRow, Example, Metric, Node
+from ..viz.circuit_dot import circuit_dot
+from ..viz.circuit_page import circuit_page
+from ..viz.circuit_svg import circuit_svg
+from .graph import name
+
+
+if TYPE_CHECKING:
+    from .circuit import Circuit
+
+MOST_EDGES = 20_000
+"""Edges on the page, those of the largest scores: more are no picture any more."""
+
+_NOTES = {
+    "faithfulness": "share of the answer that the circuit alone keeps; 1 is the whole model",
+    "completeness": "the same of the model without the circuit; near 0 where nothing was missed",
+    "accuracy": "prompts that the circuit alone gets right",
+    "cpr": "area under faithfulness over kept fractions, ranked by signed score",
+    "cmd": "area under |1 - faithfulness|, ranked by size of the score; 0 is best",
+    "random": "faithfulness of random circuits with as many parts of each kind in each layer",
+    "stability": "overlap of circuits of this size from resampled prompts (Jaccard)",
+    "minimality": "share of the parts without any of which the circuit would be less faithful",
+}
+
+
+def circuit_html(circuit: "Circuit") -> str:
+    """Return the circuit's page: one HTML file that needs nothing else."""
+    return circuit_page(picture(circuit))
+
+
+def circuit_svg_of(circuit: "Circuit") -> str:
+    """Return the circuit's graph as one SVG element."""
+    return circuit_svg(picture(circuit))
+
+
+def circuit_dot_of(circuit: "Circuit") -> str:
+    """Return the circuit's graph as Graphviz text."""
+    return circuit_dot(picture(circuit))
+
+
+def picture(circuit: "Circuit") -> CircuitPicture:
+    """Turn a circuit into the rows that the writers of viz draw."""
+    config, graph = circuit.config, circuit.shape.graph
+    level = "edges" if circuit.level.name == "edges" else "nodes"
+    metrics = config["metrics"]
+    answer = circuit.examples[0]["answer"] if circuit.examples else ""
+    found = metrics["faithfulness"]
+    samples = config["samples"]
+    return CircuitPicture(
+        title=f"The circuit for {config['task']} in {config['model']}",
+        subtitle=(
+            f"{circuit.size} of {len(circuit.in_circuit)} {circuit.level.name} keep "
+            f"{found['value']:.2f} [{found['ci'][0]:.2f}, {found['ci'][1]:.2f}] of the answer's "
+            f"logit difference when all else is replaced ({config['ablation']} ablation)."
+        ),
+        footer=(
+            f"Scores: {config['method']}, {samples['train']} prompts; size chosen on "
+            f"{samples['validation']}, everything measured on {samples['test']} others. Model hash "
+            f"{config['model_hash']}, test data {config['data']['test']}."
+        ),
+        layers=graph.n_layers,
+        heads=graph.n_heads,
+        kv_groups=graph.n_kv_heads,
+        level=level,
+        nodes=_nodes(circuit),
+        edges=_edges(circuit) if level == "edges" else [],
+        curve=_curve(circuit),
+        size=circuit.size,
+        metrics=[_metric(key, metrics[key]) for key in _NOTES if metrics.get(key)],
+        examples=[Example(e["tokens"], e["attention"]) for e in circuit.examples],
+        warnings=list(config["warnings"]),
+        answer=answer,
+    )
+
+
+def _metric(key: str, row: dict[str, Any]) -> Metric:
+    low, high = row["ci"]
+    shown = key.upper() if key in ("cpr", "cmd") else key
+    return Metric(shown, row["value"], low, high, _NOTES[key])
+
+
+def _nodes(circuit: "Circuit") -> list[Node]:
+    writers = circuit.shape.graph.writers
+    rows = circuit.components("nodes") if "nodes" in circuit.scores else None
+    nodes = [Node("input", "embed", 0, 0, 0.0, None, None, True)]
+    for index, writer in enumerate(writers[1:]):
+        row = rows[index] if rows else None
+        score, low, high = (row.score, row.low, row.high) if row else (0.0, None, None)
+        kept = row.kept if row else writer in circuit.nodes()
+        unit = writer[2] if writer[0] == "head" else 0
+        nodes.append(Node(name(writer), writer[0], writer[1], unit, score, low, high, kept))
+    return [*nodes, Node("logits", "logits", 0, 0, 0.0, None, None, True)]
+
+
+def _edges(circuit: "Circuit") -> list[EdgeRow]:
+    graph, found = circuit.shape.graph, circuit.scores["edges"]
+    order = found.mean.abs().argsort(descending=True)[:MOST_EDGES].sort().values
+    at = graph.is_edge.nonzero()[order].tolist()
+    columns = (t[order].tolist() for t in (found.mean, found.low, found.high, circuit.in_circuit))
+    rows = []
+    for (source, reader_at), *numbers in zip(at, *columns, strict=True):
+        reader = graph.readers[reader_at]
+        fed = graph.node_of(reader)
+        target = graph.writer_index[fed[0]] if fed else len(graph.writers)
+        rows.append(EdgeRow(source, target, reader[0], *numbers))
+    return rows
+
+
+def _curve(circuit: "Circuit") -> list[CurvePoint]:
+    found = circuit.config["metrics"]["curves"][circuit.config["rank"]]
+    return [
+        CurvePoint(row["size"], row["value"], row["ci"][0], row["ci"][1], row.get("random"))
+        for row in found
+        if row["size"] > 0
+    ]

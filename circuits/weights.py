@@ -1,0 +1,79 @@
+"""Sparse weight circuits: elements of the layers' matrices, as in SparC3 (arXiv 2506.13727)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..core.data import batches
+from ..core.errors import ExciseError
+from ..core.families import ModelView
+from ..lrp.fitter import RelevanceFitter
+from .pairs import Pairs
+
+
+WEIGHT_METHODS = ("lrp", "gradient-x-activation", "activation-norm", "random")
+"""Methods that score weights: the relevance of a weight, the plain gradient times it, Wanda (each
+score replaced by its rank within its row, as Wanda compares), and the control."""
+
+
+def check_weight_method(method: str) -> None:
+    """Refuse a method that scores no weights.
+
+    Raises:
+        ExciseError: Names those that do.
+    """
+    if method not in WEIGHT_METHODS:
+        raise ExciseError(
+            f"method {method!r} scores no weights: use one of {', '.join(WEIGHT_METHODS)}"
+        )
+
+
+def weight_scores(
+    model: Any, pairs: Pairs, method: str = "lrp", batch_size: int = 8, seed: int = 0
+) -> Float[Tensor, " weights"]:
+    """Score every weight of the layers' linears for the logit difference of prompts.
+
+    Args:
+        model: A causal language model of a supported family.
+        pairs: Prompts with answer and wrong answer; counterfactuals are not looked at.
+        method: One of `WEIGHT_METHODS`.
+        batch_size: Prompts per pass.
+        seed: Of the method `random`.
+
+    Returns:
+        Means over prompts, float32 on the CPU, all matrices one after the other in model order.
+    """
+    check_weight_method(method)
+    fitter = RelevanceFitter(model, "logit-difference", method, (), ("*",), seed=seed)
+    for batch in batches(pairs.clean, batch_size):
+        fitter.update(batch)
+    found = fitter.result().weights.values()
+    if method == "activation-norm":
+        found = map(_row_ranks, found)
+    return torch.cat([scores.flatten().cpu() for scores in found])
+
+
+@contextmanager
+def only_weights(view: ModelView, kept: Bool[Tensor, " weights"]) -> Iterator[None]:
+    """Set all other weights of the layers' linears to zero, for a while."""
+    linears = view.layer_linears()
+    parts = kept.split([linear.weight.numel() for linear in linears.values()])
+    saved = {path: linear.weight.detach().clone() for path, linear in linears.items()}
+    try:
+        with torch.no_grad():
+            for (path, linear), keep in zip(linears.items(), parts, strict=True):
+                linear.weight.mul_(keep.view_as(saved[path]).to(saved[path].device))
+        yield
+    finally:
+        with torch.no_grad():
+            for path, linear in linears.items():
+                linear.weight.copy_(saved[path])
+
+
+def _row_ranks(scores: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """Return the rank of each score in its row, between 0 and 1."""
+    return scores.argsort(1).argsort(1).float() / scores.shape[1]
