@@ -1,0 +1,329 @@
+"""What a model should not do, as data: undesired and general samples, and what confounds them."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..core.data import Sample, encode_texts, read_text
+from ..core.errors import ExciseError
+from ..core.loading import Loaded
+from ..eval.generation import Decoding, complete
+from ..eval.repetition import REPETITIVE, repetition
+from ..eval.scorers import Scorer, score_texts
+
+
+_HEADERS = ("toxic", "undesired")
+"""First cell of a TSV's header."""
+
+
+@dataclass(frozen=True)
+class BehaviourSet:
+    """Samples that show a behaviour, and samples that do not.
+
+    Each sample's `continuation` says how many of its last tokens are explained.
+    """
+
+    name: str
+    undesired: tuple[Sample, ...]
+    general: tuple[Sample, ...]
+    paired: bool
+    """Whether `undesired[i]` belongs to `general[i]`: as a neutral paraphrase does."""
+    kept: tuple[Sample, ...] = ()
+    """Plain text that the model should go on to predict as it does; where there is none, `general`
+    is what costs are weighed with."""
+
+    def __post_init__(self):
+        if not self.undesired or not self.general:
+            raise ExciseError(
+                f"behaviour {self.name!r} has {len(self.undesired)} undesired and "
+                f"{len(self.general)} general samples: give at least one of each"
+            )
+        if self.paired and len(self.undesired) != len(self.general):
+            raise ExciseError(
+                f"behaviour {self.name!r} is paired, with {len(self.undesired)} undesired and "
+                f"{len(self.general)} general samples: give as many of each"
+            )
+        for sample in (*self.undesired, *self.general, *self.kept):
+            if not 0 < sample.continuation < len(sample.input_ids):
+                raise ExciseError(
+                    f"a sample of behaviour {self.name!r} explains {sample.continuation} of "
+                    f"{len(sample.input_ids)} tokens: at least one, and not the first"
+                )
+
+    @property
+    def reference(self) -> tuple[Sample, ...]:
+        """What costs are weighed with."""
+        return self.kept or self.general
+
+
+def read_behaviour(
+    tokenizer: Any,
+    undesired: str | Path,
+    general: str | Path | None = None,
+    name: str | None = None,
+    *,
+    limit: int | None = None,
+    length: int = 64,
+    n_general: int = 128,
+) -> BehaviourSet:
+    r"""Read a behaviour from files.
+
+    Undesired are a text file (each line an example), JSONL rows `{"prompt": str?, "continuation":
+    str}`, or pairs: JSONL rows `{"prompt": str?, "undesired": str, "neutral": str}` or TSV lines
+    `undesired\tneutral\t...`, of which the first neutral counts. General is JSONL, too, or a text,
+    which is joined and cut into samples as long as the undesired ones. Of pairs the neutral sides
+    are general, and the file is what the model should keep.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        undesired: The file of examples; its ending (`.jsonl`, `.tsv`, other) says what it is.
+        general: May be left out for pairs.
+        name: What to call the behaviour; the file's name if None.
+        limit: Use only the first examples.
+        length: Tokens of a continuation at most.
+        n_general: Samples that a general text is cut into, at most.
+
+    Raises:
+        ExciseError: A file that is missing or not as above (names the line), or none where one is
+            needed.
+    """
+    undesired = Path(undesired)
+    rows = _rows(undesired)[:limit]
+    paired = "neutral" in rows[0]
+    name = name or undesired.stem
+    bad = tuple(encode(tokenizer, row["prompt"], row["undesired"], length) for row in rows)
+    other: tuple[Sample, ...] = ()
+    if general is not None:
+        other = _general(tokenizer, Path(general), bad, length, n_general)
+    if paired:
+        neutral = (encode(tokenizer, row["prompt"], row["neutral"], length) for row in rows)
+        return BehaviourSet(name, bad, tuple(neutral), True, other)
+    if not other:
+        raise ExciseError(f"{undesired} holds no pairs: give a file of general text, too")
+    return BehaviourSet(name, bad, other, False)
+
+
+def encode(tokenizer: Any, prompt: str, continuation: str, length: int = 64) -> Sample:
+    """Tokenise a prompt and what follows it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt: May be empty; then all tokens but the first are explained.
+        continuation: As it stands behind the prompt; a space is put before a word.
+        length: Tokens of the continuation that are kept.
+
+    Raises:
+        ExciseError: No token is left to explain.
+    """
+    joint = continuation
+    if prompt and not prompt[-1].isspace() and continuation[:1].isalnum():
+        joint = f" {continuation}"
+    ids = tokenizer(prompt + joint, verbose=False)["input_ids"]
+    head = tokenizer(prompt, verbose=False)["input_ids"] if prompt else []
+    # a token over the seam belongs to the continuation
+    start = next((i for i, pair in enumerate(zip(head, ids, strict=False)) if len(set(pair)) > 1),
+                 min(len(head), len(ids)))  # fmt: skip
+    start = max(start, 1)
+    ids = tuple(ids[: start + length])
+    if len(ids) <= start:
+        raise ExciseError("an example has no token to explain behind its first: give longer texts")
+    return Sample(ids, continuation=len(ids) - start)
+
+
+def plain_samples(tokenizer: Any, texts: Sequence[str], n: int, length: int) -> tuple[Sample, ...]:
+    """Cut plain text into samples of equal length, all tokens but the first explained.
+
+    Raises:
+        ExciseError: The text is shorter than one sample.
+    """
+    samples = encode_texts(tokenizer, texts, n, length)
+    return tuple(Sample(s.input_ids, continuation=len(s.input_ids) - 1) for s in samples)
+
+
+def own_continuations(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    scorer: Scorer | None,
+    *,
+    new_tokens: int = 20,
+    batch_size: int = 16,
+) -> list[tuple[Sample, float]]:
+    """Let a model continue prompts greedily, and score what it says.
+
+    Args:
+        loaded: The model.
+        prompts: Texts.
+        scorer: From `get_scorer`; None takes the share of tokens that are repeats.
+        new_tokens: Length of the continuations.
+        batch_size: Prompts per pass.
+
+    Returns:
+        For each prompt that got a continuation, the whole as a sample, and its score from 0 to 1.
+    """
+    tokenizer = loaded.tokenizer
+    ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    decoding = Decoding(completions=0, new_tokens=new_tokens)
+    found = dict(complete(loaded.model, ids, decoding, batch_size))
+    tails = {i: tuple(found[i][0]) for i in sorted(found) if found[i][0]}
+    if scorer is None:
+        scores = [1 - repetition(tail)["unique_token_ratio"] for tail in tails.values()]
+    else:
+        texts = [tokenizer.decode(tail, skip_special_tokens=True) for tail in tails.values()]
+        scores = score_texts(scorer, texts)
+    samples = [Sample((*ids[i], *tail), continuation=len(tail)) for i, tail in tails.items()]
+    return list(zip(samples, scores, strict=True))
+
+
+def bad_continuations(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    scorer: Scorer | None,
+    threshold: float | None = None,
+    *,
+    new_tokens: int | None = None,
+    batch_size: int = 16,
+    name: str = "own continuations",
+) -> BehaviourSet:
+    """Make a behaviour of a model's own continuations: the bad ones against the others.
+
+    Args:
+        loaded: The model.
+        prompts: Those that make some models say what they should not.
+        scorer: From `get_scorer`; None picks by repetition.
+        threshold: A continuation is bad above it. By default 0.5: for repetition, that is fewer
+            unique tokens than half.
+        new_tokens: Length of the continuations; 20, or 50 for repetition, if None.
+        batch_size: Prompts per pass.
+        name: What to call the behaviour.
+
+    Raises:
+        ExciseError: None is bad, or all are.
+    """
+    threshold = (0.5 if scorer else 1 - REPETITIVE) if threshold is None else threshold
+    tokens = new_tokens or (20 if scorer else 50)
+    scored = own_continuations(loaded, prompts, scorer, new_tokens=tokens, batch_size=batch_size)
+    bad = tuple(sample for sample, score in scored if score > threshold)
+    rest = tuple(sample for sample, score in scored if score <= threshold)
+    if not bad or not rest:
+        raise ExciseError(
+            f"{len(bad)} of {len(scored)} continuations score above {threshold:g}: "
+            "give other prompts, or another threshold"
+        )
+    return BehaviourSet(name, bad, rest, False)
+
+
+def check_sets(behaviour: BehaviourSet) -> list[str]:
+    """Look for what could explain a contrast better than the behaviour does.
+
+    Returns:
+        Warnings, each with what to do; none if all is well.
+    """
+    bad, other = behaviour.undesired, behaviour.general
+    warnings = []
+    fewest = min(len(bad), len(other))
+    if fewest < 30:
+        warnings.append(
+            f"too few samples ({len(bad)} undesired, {len(other)} general): the ranking is mostly "
+            "chance; give at least 30 of each"
+        )
+    for what, sizes in (
+        ("continuations", [[s.continuation for s in part] for part in (bad, other)]),
+        ("prompts", [[len(s.input_ids) - s.continuation for s in part] for part in (bad, other)]),
+    ):
+        first, second = map(fmean, sizes)
+        if max(first, second) > 1.25 * min(first, second):
+            warnings.append(
+                f"length: undesired {what} have {first:.1f} tokens and general ones {second:.1f}, "
+                "so the contrast may be one of length; cut both to one length, or use pairs"
+            )
+    if shared := {s.input_ids for s in bad} & {s.input_ids for s in other}:
+        warnings.append(
+            f"overlap: {len(shared)} samples are in both sets; take them out of one of them"
+        )
+    if repeated := len(bad) - len({s.input_ids for s in bad}):
+        warnings.append(f"{repeated} undesired samples are there more than once; give each once")
+    strange = _strange_tokens(bad, other)
+    if strange > 0.5 and not behaviour.paired:
+        warnings.append(
+            f"token frequency: {strange:.0%} of the undesired tokens differ from the general ones "
+            "beyond what the sizes of the sets explain, so the contrast may be one of topic; take "
+            "general text on the same topics, or use pairs"
+        )
+    return warnings
+
+
+def _strange_tokens(bad: Sequence[Sample], other: Sequence[Sample]) -> float:
+    """Return the total variation distance of explained tokens, less that of halves of a set.
+
+    Small sets differ by chance; two halves of the general set say by how much.
+    """
+    halves = _distance(other[::2], other[1::2]) if len(other) > 1 else 0.0
+    return max(0.0, _distance(bad, other) - halves)
+
+
+def _distance(one: Sequence[Sample], two: Sequence[Sample]) -> float:
+    shares = []
+    for part in (one, two):
+        counts: Counter[int] = Counter()
+        for sample in part:
+            counts.update(sample.input_ids[len(sample.input_ids) - sample.continuation :])
+        total = sum(counts.values())
+        shares.append({token: n / total for token, n in counts.items()})
+    tokens = shares[0].keys() | shares[1].keys()
+    return sum(abs(shares[0].get(t, 0) - shares[1].get(t, 0)) for t in tokens) / 2
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return rows of `prompt`, `undesired` and, where they are pairs, `neutral`."""
+    lines = [(i, x) for i, x in enumerate(read_text(path).split("\n"), 1) if x.strip()]
+    if path.suffix == ".tsv":
+        cells = [(i, line.rstrip("\r").split("\t")) for i, line in lines]
+        if cells[0][1][0].strip().casefold() in _HEADERS:
+            cells = cells[1:]
+        for number, row in cells:
+            if len(row) < 2 or not row[0].strip() or not row[1].strip():
+                raise ExciseError(f"{path}, line {number}: needs two texts with a tab between them")
+        rows = [{"prompt": "", "undesired": row[0], "neutral": row[1]} for _, row in cells]
+    elif path.suffix == ".jsonl":
+        rows = [_json_row(path, number, line) for number, line in lines]
+    else:
+        rows = [{"prompt": "", "undesired": line.strip()} for _, line in lines]
+    if not rows:
+        raise ExciseError(f"{path} holds no examples: write one per line")
+    if len({len(row) for row in rows}) > 1:
+        raise ExciseError(f"{path} mixes pairs with single examples: use one file for each")
+    return rows
+
+
+def _json_row(path: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ExciseError(f"{path}, line {number} is no JSON: {error.msg}") from error
+    texts: Mapping[str, Any] = row if isinstance(row, dict) else {}
+    found = {"prompt": texts.get("prompt", "")}
+    if "continuation" in texts:
+        found["undesired"] = texts["continuation"]
+    else:
+        found |= {key: texts.get(key) for key in ("undesired", "neutral")}
+    if not all(isinstance(v, str) and (v or k == "prompt") for k, v in found.items()):
+        raise ExciseError(
+            f'{path}, line {number}: a row needs "continuation", or "undesired" and "neutral", '
+            'as text, and may have a "prompt"'
+        )
+    return found
+
+
+def _general(
+    tokenizer: Any, path: Path, bad: Sequence[Sample], length: int, n: int
+) -> tuple[Sample, ...]:
+    if path.suffix == ".jsonl":
+        return tuple(
+            encode(tokenizer, row["prompt"], row["undesired"], length) for row in _rows(path)[:n]
+        )
+    typical = max(2, round(fmean(len(sample.input_ids) for sample in bad)))
+    return plain_samples(tokenizer, [read_text(path)], n, typical)

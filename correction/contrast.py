@@ -1,0 +1,307 @@
+"""Which heads or neurons carry a behaviour: what they add to it, per unit of what they cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.data import fingerprint
+from ..core.errors import ExciseError, look_up
+from ..core.families import ModelView
+from ..core.identity import model_hash
+from .behaviour import BehaviourSet
+from .contrast_maths import (
+    Samples,
+    Scores,
+    auroc,
+    benefit_per_cost,
+    difference,
+    root_mean_square,
+    top_units,
+)
+from .contrast_sources import (
+    SEEDS,
+    Component,
+    activations,
+    highest,
+    mean_size,
+    output_norms,
+    relevances,
+    root_mean,
+)
+from .edit import Edit
+
+
+COMPONENTS: tuple[Component, ...] = ("neurons", "heads")
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """Scores of a model's heads or neurons for one behaviour."""
+
+    component: Component
+    scores: Scores
+    """Higher is cut first."""
+    low: Scores
+    """Lower confidence bound of the scores."""
+    protected: Tensor
+    """bool (layers, units): those that general text needs most, which are never cut."""
+    config: dict[str, Any]
+    """Recipe: model, method, options, numbers and fingerprints of the samples."""
+    rank_by: Literal["scores", "low"] = "scores"
+    factors: Scores | None = None
+    """Factor of each unit, where the method has its own (AurA)."""
+
+    def top(self, k: int) -> list[tuple[int, int]]:
+        """Return the first k as (layer, unit), protected ones left out.
+
+        Raises:
+            ExciseError: There are not as many.
+        """
+        free = int((~self.protected).sum())
+        if not 1 <= k <= free:
+            raise ExciseError(f"k is {k}: there are 1 to {free} {self.component} to choose from")
+        return top_units(getattr(self, self.rank_by), k, self.protected)
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a contrast method may look at."""
+
+    model: Any
+    behaviour: BehaviourSet
+    component: Component
+    c: float
+    z: float
+    seed: str
+    random_seed: int
+    batch_size: int
+    progress: bool
+
+    def relevances(self, method: str) -> tuple[Samples, Samples, Samples]:
+        """Return per-sample relevance of undesired, general and reference samples."""
+        behaviour = self.behaviour
+        start = look_up("seed", self.seed, SEEDS)
+        sets = [behaviour.undesired, behaviour.general]
+        sets += [behaviour.kept] if behaviour.kept else []
+        found = [
+            relevances(self.model, samples, self.component, method, start,
+                       self.batch_size, self.progress)
+            for samples in sets
+        ]  # fmt: skip
+        return found[0], found[1], found[-1]
+
+    def activations(self, reduce: Callable[..., Tensor]) -> tuple[Samples, Samples]:
+        """Return per-sample activations of undesired and general samples."""
+        first, second = (
+            activations(self.model, samples, self.component, reduce, self.batch_size)
+            for samples in (self.behaviour.undesired, self.behaviour.general)
+        )
+        return first, second
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a contrast method makes of a request."""
+
+    scores: Scores
+    error: Scores | None = None
+    """Standard error of the scores."""
+    cost: Scores | None = None
+    """What general text loses with each unit; the most costly are protected."""
+    factors: Scores | None = None
+
+
+@dataclass(frozen=True)
+class ContrastMethod:
+    """One way to contrast."""
+
+    name: str
+    summary: str
+    source: str
+    find: Callable[[Request], Found] = field(repr=False)
+
+
+def _ratio(method: str) -> Callable[[Request], Found]:
+    def find(request: Request) -> Found:
+        undesired, general, reference = request.relevances(method)
+        mean, error = difference(undesired, general, request.behaviour.paired)
+        cost = root_mean_square(reference)
+        return Found(
+            benefit_per_cost(mean, cost, request.c), benefit_per_cost(error, cost, request.c), cost
+        )
+
+    return find
+
+
+def _relevance_difference(method: str) -> Callable[[Request], Found]:
+    def find(request: Request) -> Found:
+        undesired, general, reference = request.relevances(method)
+        mean, error = difference(undesired, general, paired=False)
+        return Found(mean, error, root_mean_square(reference))
+
+    return find
+
+
+def _activation(request: Request) -> Found:
+    undesired, general = request.activations(mean_size)
+    floor = 0.01 * general.mean()
+    return Found(undesired.mean(0) / (general.mean(0) + floor))
+
+
+def _wanda(request: Request) -> Found:
+    undesired, general = request.activations(root_mean)
+    norms = output_norms(request.model, request.component)
+    mean, error = difference(undesired, general, request.behaviour.paired)
+    return Found(mean * norms, error * norms)
+
+
+def _aura(request: Request) -> Found:
+    undesired, general = request.activations(highest)
+    area = auroc(undesired, general)
+    return Found(area - 0.5, factors=(1 - 2 * (area - 0.5).clamp_min(0)))
+
+
+def _random(request: Request) -> Found:
+    generator = torch.Generator().manual_seed(request.random_seed)
+    return Found(torch.rand(_shape(request.model, request.component), generator=generator))
+
+
+def _magnitude(request: Request) -> Found:
+    return Found(-output_norms(request.model, request.component))
+
+
+_ALL = (
+    ContrastMethod("lrp", "difference of relevance over its size on general text", "this project",
+                   _ratio("lrp")),
+    ContrastMethod("lrp-difference", "difference of mean relevance", "arXiv 2506.13727",
+                   _relevance_difference("lrp")),
+    ContrastMethod("gradient", "as lrp, with the plain gradient times activation", "this project",
+                   _ratio("gradient-x-activation")),
+    ContrastMethod("gradient-difference", "difference of plain gradient times activation",
+                   "arXiv 2506.13727, its baseline",
+                   _relevance_difference("gradient-x-activation")),
+    ContrastMethod("activation", "ratio of mean absolute activations", "arXiv 2403.01267",
+                   _activation),
+    ContrastMethod("wanda-difference", "difference of output norm times activation norm",
+                   "arXiv 2306.11695, as in 2506.13727", _wanda),
+    ContrastMethod("aura", "how well the largest activation tells the sets apart",
+                   "arXiv 2407.12824", _aura),
+    ContrastMethod("random", "seeded uniform numbers: the control", "none", _random),
+    ContrastMethod("magnitude", "smallest output norm first", "none", _magnitude),
+)  # fmt: skip
+CONTRASTS: dict[str, ContrastMethod] = {method.name: method for method in _ALL}
+"""Every contrast by name; what lists, checks or documents them reads this table."""
+
+
+def contrast(
+    model: Any,
+    behaviour: BehaviourSet,
+    method: str = "lrp",
+    component: Component = "neurons",
+    *,
+    c: float = 1.0,
+    z: float = 1.0,
+    seed: str = "logprob",
+    rank_by: Literal["scores", "low"] = "low",
+    protect: float = 0.01,
+    random_seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Contrast:
+    """Score heads or neurons for a behaviour.
+
+    Args:
+        model: A causal language model of a supported family.
+        behaviour: Undesired and general samples.
+        method: A name of `CONTRASTS`.
+        component: `neurons` or `heads`.
+        c: How much of the median cost is added to each cost (`lrp`, `gradient`).
+        z: Standard errors between `scores` and `low`.
+        seed: What relevance starts from: `logprob` or `logit`, of each explained token.
+        rank_by: Which of the two `top` goes by.
+        protect: Share of the units, those that cost general text most, that is never cut.
+        random_seed: Of the method `random`.
+        batch_size: Samples per pass.
+        progress: Whether to draw a progress bar on a terminal.
+
+    Raises:
+        ExciseError: An unknown name, or a number out of range.
+    """
+    chosen = look_up("contrast", method, CONTRASTS)
+    if component not in COMPONENTS:
+        raise ExciseError(f"unknown component {component!r}: known are {', '.join(COMPONENTS)}")
+    if not 0 <= protect < 1 or c < 0 or z < 0:
+        raise ExciseError(
+            f"protect={protect}, c={c}, z={z}: give 0 <= protect < 1, and no negative c or z"
+        )
+    found = chosen.find(
+        Request(model, behaviour, component, c, z, seed, random_seed, batch_size, progress)
+    )
+    low = found.scores if found.error is None else found.scores - z * found.error
+    config = {
+        "model": model.config.name_or_path or model.config.model_type,
+        "model_hash": model_hash(model),
+        "behaviour": behaviour.name,
+        "paired": behaviour.paired,
+        "undesired": len(behaviour.undesired),
+        "general": len(behaviour.general),
+        "kept": len(behaviour.kept),
+        "data": fingerprint((*behaviour.undesired, *behaviour.general, *behaviour.kept)),
+        "method": method,
+        "component": component,
+        **{"c": c, "z": z, "seed": seed, "rank_by": rank_by, "protect": protect},
+        "random_seed": random_seed if method == "random" else None,
+    }
+    return Contrast(
+        component, found.scores, low, _protected(found, protect), config, rank_by, found.factors
+    )
+
+
+def factors(
+    contrast: Contrast, units: Sequence[tuple[int, int]], factor: float | None = 0.0
+) -> dict[tuple[int, int], float]:
+    """Return the factor of each unit.
+
+    Args:
+        contrast: Where the units come from.
+        units: As (layer, unit).
+        factor: One for all: 0 removes, 0.5 damps, negative ones turn the sign; None takes the
+            method's own.
+
+    Raises:
+        ExciseError: The method has none of its own.
+    """
+    if factor is not None:
+        return dict.fromkeys(units, float(factor))
+    if contrast.factors is None:
+        raise ExciseError(
+            f"contrast {contrast.config['method']!r} has no factors of its own: give one"
+        )
+    return {(layer, unit): float(contrast.factors[layer, unit]) for layer, unit in units}
+
+
+def edit_of(contrast: Contrast, k: int, factor: float | None = 0.0) -> Edit:
+    """Make an edit of the first k components; see `factors`."""
+    units = factors(contrast, contrast.top(k), factor)
+    return Edit(**{contrast.component: units})
+
+
+def with_rank(contrast: Contrast, rank_by: Literal["scores", "low"]) -> Contrast:
+    """Return the same contrast, ranked by its scores or by their lower bounds."""
+    config = {**contrast.config, "rank_by": rank_by}
+    return replace(contrast, rank_by=rank_by, config=config)
+
+
+def _shape(model: Any, component: Component) -> tuple[int, int]:
+    view = ModelView.of(model)
+    return len(view.layers), view.d_mlp if component == "neurons" else view.n_heads
+
+
+def _protected(found: Found, share: float) -> Tensor:
+    protected = torch.zeros(found.scores.shape, dtype=torch.bool)
+    if found.cost is not None and (n := int(share * protected.numel())):
+        protected.view(-1)[found.cost.flatten().topk(n).indices] = True
+    return protected
