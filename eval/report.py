@@ -65,26 +65,34 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a report for humans."""
+        names = ", ".join(_inline(e.model) for e in self.evaluations)
+        return "\n\n".join([f"# Evaluation of {names}", *self.markdown_parts()]) + "\n"
+
+    def markdown_parts(self) -> list[str]:
+        """Return what stands below the title, for reports that hold more than this."""
         names = {e.model: _inline(e.model) for e in self.evaluations}
         first, *_ = self.evaluations
-        parts = [f"# Evaluation of {', '.join(names[e.model] for e in self.evaluations)}"]
+        parts = []
         for gate in self.gates:
             verdict = "met" if gate.passed else "NOT met"
             rows = [[c.name, c.status, c.detail] for c in gate.checks]
             parts += [
                 f"## Gate {verdict}: {_inline(gate.model)}",
-                _table(["check", "", "why"], rows),
+                markdown_table(["check", "", "why"], rows),
             ]
-        parts += ["## Measured", _table(*measured_table(self.evaluations))]
+        parts += ["## Measured", markdown_table(*measured_table(self.evaluations))]
         for other, found in self.comparisons:
             parts += [f"## {names[other.model]} against {names[first.model]}"]
-            parts += [_table(*changes_table(found)), CHANGES_NOTE]
+            parts += [markdown_table(*changes_table(found)), CHANGES_NOTE]
         parts += [
             "## What the numbers do not say",
             *(f"- {_inline(text)}" for text in caveats(self)),
         ]
-        parts += ["## How it was measured", _table(*protocol_table(self.evaluations))]
-        return "\n\n".join(parts) + "\n"
+        return [
+            *parts,
+            "## How it was measured",
+            markdown_table(*protocol_table(self.evaluations)),
+        ]
 
 
 def record(evaluation: Evaluation) -> dict[str, Any]:
@@ -262,7 +270,8 @@ def caveats(report: Report) -> list[str]:
     return said
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown, whatever is in its cells."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(map(_inline, line)) + " |" for line in lines)
 

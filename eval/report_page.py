@@ -30,6 +30,15 @@ def report_page(report: Report, show_text: bool = False) -> str:
         report: What was found.
         show_text: Whether to show what the models wrote; it may offend.
     """
+    return page(
+        f"Evaluation: {', '.join(e.model for e in report.evaluations)}",
+        report_sections(report, show_text),
+        subtitle="Every number with its 95 % interval; units and protocols stand at the end.",
+    )
+
+
+def report_sections(report: Report, show_text: bool = False) -> list[Section]:
+    """Draw the parts of a report, for pages that hold more than this."""
     first = report.evaluations[0]
     sections = [_verdict(report)] if report.gates else []
     sections.append(Section("Measured", table(*measured_table(report.evaluations))))
@@ -49,12 +58,7 @@ def report_page(report: Report, show_text: bool = False) -> str:
     sections.append(
         Section("How it was measured", table(*protocol_table(report.evaluations)), _origin(report))
     )
-    subtitle = "Every number with its 95 % interval; units and protocols stand at the end."
-    return page(
-        f"Evaluation: {', '.join(e.model for e in report.evaluations)}",
-        [section for section in sections if section.body],
-        subtitle=subtitle,
-    )
+    return [section for section in sections if section.body]
 
 
 def _verdict(report: Report) -> Section:

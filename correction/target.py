@@ -1,0 +1,133 @@
+"""The behaviour that is to go, as something to measure on any prompts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..core.data import line_hashes, text_hash
+from ..core.errors import ExciseError
+from ..eval.compare import Comparison
+from ..eval.outcome import Metric, Outcome
+from ..eval.policy import Rule
+from ..eval.run import Evaluation
+from ..eval.statistics import Bootstrap, Measure, Statistic
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One number that says how much of the behaviour there is."""
+
+    outcome: str
+    """As in `toxicity`, or `toxicity@NAME` for another scorer."""
+    statistic: str
+    wanted: Literal["lower", "higher"]
+    """Which way it goes when the behaviour goes."""
+
+    @property
+    def name(self) -> str:
+        """As in `toxicity.mean_toxicity`."""
+        return f"{self.outcome}.{self.statistic}"
+
+    def of(self, outcome: Outcome) -> Statistic:
+        """Return the statistic as the outcome has it.
+
+        Raises:
+            ExciseError: It has none of this name.
+        """
+        named = {statistic.name: statistic for statistic in outcome.statistics}
+        if self.statistic not in named:
+            raise ExciseError(
+                f"{self.outcome} has no statistic {self.statistic!r}: there are {', '.join(named)}"
+            )
+        return named[self.statistic]
+
+    def compare(self, before: Evaluation, after: Evaluation) -> Comparison:
+        """Pair the two models on it."""
+        first = before[self.outcome]
+        return Comparison(self.outcome, self.of(first), first, after[self.outcome])
+
+    def gain(self, before: Evaluation, after: Evaluation) -> Measure:
+        """Return the relative change, above 0 where the behaviour got less."""
+        found = self.compare(before, after)
+        relative = found.relative
+        if self.wanted == "higher":
+            return relative
+        low, high = relative.ci
+        return Measure(-relative.value, (-high, -low), relative.n, relative.protocol)
+
+    def rule(self, bound: float, confidence: float, min_samples: int) -> Rule:
+        """Return the rule that it changes by at least a share, in the wanted direction."""
+        kind = "min_increase" if self.wanted == "higher" else "min_decrease"
+        section, _, scorer = self.outcome.partition("@")
+        return Rule(section, kind, bound, True, confidence, min_samples, self.statistic,
+                    scorer or None)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A behaviour, measured."""
+
+    name: str
+    """As in `toxicity`."""
+    metric: Callable[[Sequence[Any]], Metric]
+    """Makes the metric for prompts, or for whatever shows the behaviour."""
+    judge: Judgement
+    """What selects, and what is claimed."""
+    second: Judgement | None = None
+    """What has no part in selecting."""
+
+    def check_shown(self, before: Evaluation) -> None:
+        """Refuse a model that does not show the behaviour: there is nothing to remove.
+
+        Raises:
+            ExciseError: The judge's number is 0 where it should go down.
+        """
+        outcome = before[self.judge.outcome]
+        value = outcome.measures[self.judge.of(outcome).name].value
+        if value == 0 and self.judge.wanted == "lower":
+            raise ExciseError(
+                f"{before.model} shows nothing of {self.name} on {len(outcome.units)} prompts "
+                f"({self.judge.name} is 0): give prompts that provoke it, or another judge"
+            )
+
+
+def upper(found: Bootstrap, confidence: float = 0.95) -> float:
+    """Return the one-sided upper bound of a change."""
+    return found.bound(confidence)
+
+
+# --- text in its parts ---
+
+
+def split_documents(
+    documents: Sequence[str], seen: Iterable[str] = (), share: float = 0.3
+) -> tuple[list[str], list[str]]:
+    """Split text into what selects and what tests, without a line in common.
+
+    The beginning selects. A line of the rest that occurs there, or among `seen`, is left out.
+
+    Args:
+        documents: In order.
+        seen: Hashes of lines that were used for other things.
+        share: Of the lines that select.
+
+    Raises:
+        ExciseError: Nothing is left to test on.
+    """
+    lines = [line for text in documents for line in [*text.split("\n"), ""]]
+    at = round(share * len(lines))
+    selection = "\n".join(lines[:at])
+    used = {*seen, *line_hashes(selection)}
+    test = "\n".join(line for line in lines[at:] if not used.intersection(line_hashes(line)))
+    if not test.strip() or not selection.strip():
+        raise ExciseError("the perplexity text is too short to select and test on: give a longer")
+    return [selection], [test]
+
+
+def hashes_of(texts: Iterable[str]) -> frozenset[str]:
+    """Return the hashes by which texts are known again, whole and line by line."""
+    found: set[str] = set()
+    for text in texts:
+        found.add(text_hash(text))
+        found.update(line_hashes(text))
+    return frozenset(found)
