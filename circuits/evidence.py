@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..eval.statistics import Measure
-from .ablation import ABLATIONS, Ablator
+from ..eval.statistics import Measure, wilson
+from .ablation import ABLATIONS, Ablation, Ablator
 from .discovery import Choice
 from .faithfulness import FRACTIONS, Outcome, Trial, jaccard, sizes
 from .levels import RANKS, Ranking, matched_random
@@ -28,6 +28,14 @@ class Evidence:
 
     def __post_init__(self):
         self.warnings: list[str] = []
+        half = max(min(8, len(self.parts.test)), len(self.parts.test) // 2)
+        self.half = self.parts.test[:half]
+        self.short = self._trial(self.search.ablation)
+        """Half of the test prompts, for what takes many runs: curves, controls, ablations."""
+
+    def _trial(self, ablation: Ablation) -> Trial:
+        ablator = Ablator(self.model, self.half, ablation, self.parts.train, self.batch_size)
+        return Trial(ablator, self.trial.level)
 
     def measured(self, chosen: Choice, scores: Tensor) -> dict[str, Any]:
         """Return every metric as JSON values."""
@@ -50,6 +58,8 @@ class Evidence:
         found["ablations"] = self._ablations(chosen, found["faithfulness"])
         found["random"] = self._random(chosen)
         found |= self._curves(scores)
+        if search.minimality:
+            found["minimality"] = self._minimality(chosen)
         self._warn_of_distance(found["faithfulness"], search.faithfulness)
         return found
 
@@ -63,10 +73,7 @@ class Evidence:
                 or (ablation != "zero" and self.parts.test.counterfactual is None)
             ):
                 continue
-            ablator = Ablator(
-                self.model, self.parts.test, ablation, self.parts.train, self.batch_size
-            )
-            other = Trial(ablator, self.trial.level)
+            other = self._trial(ablation)
             found[ablation] = as_json(other.faithfulness(other.run(chosen)))
         for name, row in found.items():
             apart = row["ci"][0] > own["ci"][1] or row["ci"][1] < own["ci"][0]
@@ -77,11 +84,26 @@ class Evidence:
                 )
         return found
 
+    def _minimality(self, chosen: Choice, least: float = 0.01) -> dict[str, Any]:
+        """Measure the share of components without any one of which faithfulness changes.
+
+        After Wang et al. 2022 (arXiv 2211.00593): by at least 1 % of the model's own behaviour.
+        """
+        whole = self.short.value(chosen)
+        matters = []
+        for index in tqdm(chosen.nonzero()[:, 0].tolist(), "minimality",
+                          disable=None if self.progress else True):  # fmt: skip
+            without = chosen.clone()
+            without[index] = False
+            matters.append(abs(whole - self.short.value(without)) >= least)
+        low, high = wilson(sum(matters), len(matters))
+        return {"value": float(np.mean(matters)), "ci": [low, high], "n": len(matters)}
+
     def _random(self, chosen: Choice) -> dict[str, Any]:
         """Measure random circuits with as many components of each kind in each layer."""
         groups = self.trial.level.groups(self.trial.shape)
         values = [
-            self.trial.value(matched_random(chosen, groups, self.search.seed + draw))
+            self.short.value(matched_random(chosen, groups, self.search.seed + draw))
             for draw in range(self.search.controls)
         ]
         if not values:
@@ -92,7 +114,7 @@ class Evidence:
 
     def _curves(self, scores: Tensor) -> dict[str, Any]:
         """Measure faithfulness against size: CPR by signed rank, CMD by size of the score."""
-        trial = self.trial
+        trial = self.short
         kept = sizes(len(scores), FRACTIONS)
         groups = trial.level.groups(trial.shape)
         curves: dict[str, Any] = {}

@@ -24,6 +24,8 @@ from .pairs import logit_difference, only_last
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Kept fractions at which MIB measures circuits."""
 
+_MOST_KEYED = 1 << 20
+
 Values = Float[np.ndarray, " n"]
 
 
@@ -57,6 +59,7 @@ class Trial:
         self.ablator, self.level = ablator, level
         self.shape = Shape.of(ablator.view)
         self._logprobs: list[Tensor] = []
+        self._known: dict[bytes, Outcome] = {}
         self.full = self._outcome(None, keep=True)
         self.empty = self.run(torch.zeros(level.count(self.shape), dtype=torch.bool))
         if not abs((self.full.difference - self.empty.difference).mean()) > 1e-6:
@@ -70,8 +73,13 @@ class Trial:
         return self.level.tidy(self.shape, chosen)
 
     def run(self, chosen: Bool[Tensor, " components"]) -> Outcome:
-        """Run the circuit of the chosen components."""
-        return self._outcome(chosen)
+        """Run the circuit of the chosen components; one that was run before is known."""
+        if len(chosen) > _MOST_KEYED:
+            return self._outcome(chosen)
+        key = np.packbits(chosen.numpy()).tobytes()
+        if key not in self._known:
+            self._known[key] = self._outcome(chosen)
+        return self._known[key]
 
     def value(self, chosen: Bool[Tensor, " components"]) -> float:
         """Return the faithfulness of a circuit, without its interval."""

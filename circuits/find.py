@@ -24,6 +24,11 @@ from .methods import CircuitMethod, get_method
 from .pairs import Pairs
 from .search import Parts, Search
 from .weights import weight_scores
+from .writers import weights_are_readable
+
+
+PICTURED = 16
+"""Prompts behind the edges that are drawn between the nodes of a circuit of nodes."""
 
 
 def find_circuit(
@@ -34,6 +39,7 @@ def find_circuit(
     task: str = "prompts",
     tokenizer: Any = None,
     batch_size: int = 16,
+    scores: Attribution | None = None,
     allow_failing: bool = False,
     resume: Path | None = None,
     progress: bool = False,
@@ -47,6 +53,7 @@ def find_circuit(
         task: A name for what is looked at.
         tokenizer: Decodes the example prompts of the page; without one there are none.
         batch_size: Prompts per pass.
+        scores: Ready ones, such as another tool's, instead of those of the search's method.
         allow_failing: Go on though the model itself does not do the task.
         resume: Folder in which scores are kept until the circuit is there, so that a search that
             was stopped while choosing or testing need not score again.
@@ -56,6 +63,7 @@ def find_circuit(
         ExciseError: The model fails the task, or as `attribute` and `by_faithfulness`.
     """
     search = search or Search()
+    view = ModelView.of(model)
     level, method = get_level(search.level), get_method(search.method)
     if search.ablation != "zero" and parts.test.counterfactual is None:
         raise ExciseError(
@@ -70,7 +78,7 @@ def find_circuit(
     if level.name == "weights":  # sums over prompts: one value per weight is all there is
         mean = weight_scores(model, parts.train, search.method, batch_size, search.seed)
     else:
-        found = scored(model, parts.train, search, batch_size, resume, progress)
+        found = scores or scored(model, parts.train, search, batch_size, resume, progress)
         all_scores[level.name], resampled = bootstrap(_scores(found, level), seed=search.seed)
         if level.name != "nodes" and found.heads is not None:
             all_scores["nodes"], _ = bootstrap(found.nodes, seed=search.seed)
@@ -85,7 +93,15 @@ def find_circuit(
     metrics = evidence.measured(chosen, mean)
     if resampled is not None:
         metrics["stability"] = stability(resampled, int(chosen.sum()), search.rank)
-    view = ModelView.of(model)
+    drawable = scores is None and not method.random and not method.exact
+    drawable = drawable and weights_are_readable(view)
+    if level.name == "nodes" and drawable:
+        drawn = parts.train[:PICTURED]  # for the lines between the nodes on the page
+        edges = attribute(
+            model, drawn, method, nodes=False, edges=True, batch_size=batch_size
+        ).edges
+        assert edges is not None
+        all_scores["edges"], _ = bootstrap(edges, seed=search.seed)
     config = {
         "model": model.config.name_or_path or view.family.name,
         "model_hash": model_hash(model),
@@ -95,6 +111,7 @@ def find_circuit(
         "matrices": Shape.of(view).matrices if level.name == "weights" else (),
         "task": task,
         **asdict(search),
+        "method": search.method if scores is None else "given scores",
         "samples": {name: len(pairs) for name, pairs in vars(parts).items()},
         "data": {name: fingerprint(pairs.clean) for name, pairs in vars(parts).items()},
         "warnings": evidence.warnings,
@@ -176,5 +193,11 @@ def choose(
 
 def _scores(found: Attribution, level: Level) -> Tensor:
     samples = level.scores(found)
-    assert samples is not None
+    if samples is None:
+        raise ExciseError(f"there are no scores of {level.name}: look at another grain")
     return samples
+
+
+def as_mean(found: Attribution, level: Level) -> Tensor:
+    """Return the mean scores of a grain's components, (components,)."""
+    return _scores(found, level).float().mean(0)

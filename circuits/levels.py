@@ -105,7 +105,7 @@ LEVELS: dict[str, Level] = {
         Level(
             "nodes",
             "attention heads and MLPs",
-            lambda found: None if found.heads is None else found.nodes,
+            lambda found: None if found.heads is None or found.mlps is None else found.nodes,
             _nodes,
             lambda _shape, kept: _flat_nodes(kept),
             lambda shape: len(shape.graph.writers) - 1,

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..viz.circuit_data import CircuitPicture, CurvePoint, EdgeRow, Example, Metric, Node
 from ..viz.circuit_dot import circuit_dot
 from ..viz.circuit_page import circuit_page
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 MOST_EDGES = 20_000
 """Edges on the page, those of the largest scores: more are no picture any more."""
+
+EDGES_OF_NODES = 600
+"""Edges drawn between the nodes of a circuit of nodes."""
 
 _NOTES = {
     "faithfulness": "share of the answer that the circuit alone keeps; 1 is the whole model",
@@ -67,7 +72,7 @@ def picture(circuit: "Circuit") -> CircuitPicture:
         kv_groups=graph.n_kv_heads,
         level=level,
         nodes=_nodes(circuit),
-        edges=_edges(circuit) if level == "edges" else [],
+        edges=_edges(circuit),
         curve=_curve(circuit),
         size=circuit.size,
         metrics=[_metric(key, metrics[key]) for key in _NOTES if metrics.get(key)],
@@ -80,7 +85,7 @@ def picture(circuit: "Circuit") -> CircuitPicture:
 def _metric(key: str, row: dict[str, Any]) -> Metric:
     low, high = row["ci"]
     shown = key.upper() if key in ("cpr", "cmd") else key
-    return Metric(shown, row["value"], low, high, _NOTES[key])
+    return Metric(shown, *(round(x, 3) for x in (row["value"], low, high)), note=_NOTES[key])
 
 
 def _nodes(circuit: "Circuit") -> list[Node]:
@@ -97,23 +102,40 @@ def _nodes(circuit: "Circuit") -> list[Node]:
 
 
 def _edges(circuit: "Circuit") -> list[EdgeRow]:
-    graph, found = circuit.shape.graph, circuit.scores["edges"]
-    order = found.mean.abs().argsort(descending=True)[:MOST_EDGES].sort().values
+    """Return the largest edges; of a circuit of nodes those between its nodes."""
+    graph, found = circuit.shape.graph, circuit.scores.get("edges")
+    if found is None:
+        return []
+    kept, most, own = circuit.in_circuit, MOST_EDGES, set(circuit.nodes())
+    if circuit.level.name != "edges":
+        inside = torch.zeros(len(graph.writers), dtype=torch.bool)
+        inside[[0, *(graph.writer_index[node] for node in own)]] = True
+        fed = graph.feeds.float() @ inside.float() > 0
+        fed[-1] = True
+        kept, most = (inside[:, None] & fed[None, :])[graph.is_edge], EDGES_OF_NODES
+    weight = found.mean.abs() if circuit.level.name == "edges" else found.mean.abs() * kept
+    order = weight.argsort(descending=True)[: min(most, int((weight > 0).sum()))].sort().values
     at = graph.is_edge.nonzero()[order].tolist()
-    columns = (t[order].tolist() for t in (found.mean, found.low, found.high, circuit.in_circuit))
+    columns = (t[order].tolist() for t in (found.mean, found.low, found.high, kept))
     rows = []
     for (source, reader_at), *numbers in zip(at, *columns, strict=True):
         reader = graph.readers[reader_at]
-        fed = graph.node_of(reader)
-        target = graph.writer_index[fed[0]] if fed else len(graph.writers)
+        fed_by = graph.node_of(reader)
+        # a group's line is drawn from any of its heads, here from one that is in the circuit
+        nodes = [node for node in fed_by if node in own] or list(fed_by)
+        target = graph.writer_index[nodes[0]] if nodes else len(graph.writers)
         rows.append(EdgeRow(source, target, reader[0], *numbers))
     return rows
 
 
 def _curve(circuit: "Circuit") -> list[CurvePoint]:
-    found = circuit.config["metrics"]["curves"][circuit.config["rank"]]
+    metrics = circuit.config["metrics"]
+    own = {**metrics["faithfulness"], "size": circuit.size}
+    own["random"] = metrics["random"].get("value")
+    rows = {row["size"]: row for row in metrics["curves"][circuit.config["rank"]]}
+    rows[circuit.size] = own
     return [
-        CurvePoint(row["size"], row["value"], row["ci"][0], row["ci"][1], row.get("random"))
-        for row in found
-        if row["size"] > 0
+        CurvePoint(size, row["value"], row["ci"][0], row["ci"][1], row.get("random"))
+        for size, row in sorted(rows.items())
+        if size > 0
     ]

@@ -37,7 +37,9 @@ class Search:
     """A fixed number of components instead of a faithfulness."""
     refined: bool = False
     """Whether the circuit is made smaller by greedy refinement."""
-    controls: int = 10
+    minimality: bool = False
+    """Whether each component of the circuit is left out once; takes a run for each."""
+    controls: int = 5
     """Random circuits of the same size and profile."""
     seed: int = 0
 

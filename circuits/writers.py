@@ -1,5 +1,7 @@
 """What each writer puts into the residual stream, and how a stream is put together from it."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -51,10 +53,23 @@ def by_head(weight: Tensor, grad: Float[Tensor, "b t out"], heads: int) -> Tenso
 
 
 def readable_weights(view: ModelView) -> None:
-    """Refuse a model whose attention weights cannot be read, before any work is done."""
+    """Refuse a model whose attention weights cannot be read, before any work is done.
+
+    Raises:
+        ExciseError: Names a quantised linear.
+    """
+    for linear in _attention_linears(view):
+        plain(linear, view)
+
+
+def weights_are_readable(view: ModelView) -> bool:
+    """Say whether edges can be looked at in a model."""
+    return all(type(linear) is nn.Linear for linear in _attention_linears(view))
+
+
+def _attention_linears(view: ModelView) -> Iterator[nn.Module]:
     for layer in view.layers:
-        for linear in (*layer.query_key[:2], layer.value, layer.attention_out):
-            plain(linear, view)
+        yield from (*layer.query_key[:2], layer.value, layer.attention_out)
 
 
 def attention_readers(view: ModelView, layer: LayerView) -> tuple[tuple[str, nn.Linear, int], ...]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options as shared
+from .show_circuit import described
 
 
 if TYPE_CHECKING:
-    from ..circuits.circuit import Circuit
+    from ..circuits.attribution import Attribution
     from ..circuits.search import Parts, Search
     from ..core.loading import Loaded
 
@@ -33,6 +34,9 @@ _LEVELS = ("nodes", "neurons", "edges", "weights")
 )
 @click.option("--samples", default=64, show_default=True, help="Prompts to score; as many to test.")
 @click.option("--method", help="See excise ls circuit-methods.  [default: relp; lrp without pairs]")
+@click.option(
+    "--scores", type=click.Path(path_type=Path), help="JSON of EAP-IG or MIB, instead of a method."
+)
 @click.option("--nodes", "level", flag_value="nodes", help="Heads and MLPs.  [default]")
 @click.option("--neurons", "level", flag_value="neurons", help="Hidden units of the MLPs.")
 @click.option("--edges", "level", flag_value="edges", help="Every writer to every reader.")
@@ -44,6 +48,7 @@ _LEVELS = ("nodes", "neurons", "edges", "weights")
 )
 @click.option("--size", type=int, help="Choose so many instead.")
 @click.option("--refine", is_flag=True, help="Make it smaller, greedily; takes minutes.")
+@click.option("--minimality", is_flag=True, help="Leave each part out once; a run for each.")
 @click.option("--controls", default=5, show_default=True, help="Random circuits beside it.")
 @click.option("--batch-size", default=16, show_default=True, help="Prompts per pass.")
 @click.option("--allow-failing", is_flag=True, help="Go on where the model fails the task.")
@@ -71,6 +76,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     search = search_of(options)
     loaded = shared.load(options)
     parts = parts_of(options, loaded)
+    given = given_scores(options["scores"], loaded)
     tell_plan(loaded, parts, search, options["batch_size"])
     if dry_run:
         return
@@ -83,6 +89,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         task=options["task"] or options["prompts"].name,
         tokenizer=loaded.tokenizer,
         batch_size=options["batch_size"],
+        scores=given,
         allow_failing=options["allow_failing"],
         resume=output.with_name(f".{output.name}.progress") if resume else None,
         progress=True,
@@ -134,6 +141,7 @@ def search_of(options: dict[str, Any]) -> "Search":
         faithfulness=options["faithfulness"],
         size=options["size"],
         refined=options["refine"],
+        minimality=options["minimality"],
         controls=options["controls"],
         seed=options["seed"],
     )
@@ -157,6 +165,15 @@ def parts_of(options: dict[str, Any], loaded: "Loaded") -> "Parts":
     return Parts(part("train", n), part("validation", max(2, n // 2)), part("test", n))
 
 
+def given_scores(path: Path | None, loaded: "Loaded") -> "Attribution | None":
+    """Read another tool's scores for this model, if there are any."""
+    from ..circuits.exchange import read_eap_ig
+    from ..circuits.graph import Graph
+    from ..core.families import ModelView
+
+    return None if path is None else read_eap_ig(path, Graph.of(ModelView.of(loaded.model)))
+
+
 def tell_plan(loaded: "Loaded", parts: "Parts", search: "Search", batch_size: int) -> None:
     """Say what memory the search will need, before it starts."""
     from ..circuits.plan import planned_peak
@@ -166,24 +183,3 @@ def tell_plan(loaded: "Loaded", parts: "Parts", search: "Search", batch_size: in
     n = ", ".join(f"{len(pairs)} to {use}" for use, pairs in zip(
         ("score", "choose", "test"), vars(parts).values(), strict=True))  # fmt: skip
     click.echo(f"prompts: {n}; peak memory about {readable(need)}", err=True)
-
-
-def described(circuit: "Circuit", most: int = 12) -> str:
-    """Render a circuit for a terminal: the evidence, and its largest components."""
-    found = circuit.config["metrics"]
-    lines = [str(circuit), ""]
-    rows = [
-        [name.replace("_", " "), f"{row['value']:.3f}", "[{:.3f}, {:.3f}]".format(*row["ci"])]
-        for name, row in found.items()
-        if "ci" in row
-    ]
-    lines += [shared.aligned(("on test prompts", "value", "95 % interval"), rows), ""]
-    if circuit.level.name not in circuit.scores:
-        rows = [[name, str(n)] for name, n in circuit.by_matrix().items() if n]
-        return "\n".join([*lines, shared.aligned(("matrix", "weights kept"), rows)])
-    kept = sorted((c for c in circuit.components() if c.kept), key=lambda c: -abs(c.score))
-    rows = [[c.name, f"{c.score:+.4g}", f"[{c.low:+.4g}, {c.high:+.4g}]"] for c in kept[:most]]
-    lines.append(shared.aligned((circuit.level.name, "score", "95 % interval"), rows))
-    if len(kept) > most:
-        lines.append(f"and {len(kept) - most} more")
-    return "\n".join(lines)

@@ -34,17 +34,42 @@ def diff_edits(a: Path, b: Path) -> tuple[dict[str, Any], list[str]]:
     return {"a": one.digest, "b": other.digest, **found.to_json()}, lines
 
 
-DIFFS: dict[str, Callable[[Path, Path], tuple[dict[str, Any], list[str]]]] = {"edit": diff_edits}
+def diff_circuits(a: Path, b: Path) -> tuple[dict[str, Any], list[str]]:
+    """Compare two circuits: as JSON values, and as lines for a terminal."""
+    from ..circuits.circuit import Circuit
+    from ..circuits.compare import compare_circuits
+
+    one, other = Circuit.from_pretrained(a), Circuit.from_pretrained(b)
+    found = compare_circuits(one, other)
+    lines = [
+        f"a  {one}",
+        f"b  {other}",
+        "",
+        f"{found.common} {found.level} in both; Jaccard {found.jaccard:.3f}, by chance "
+        f"{found.expected:.3f}",
+    ]
+    if found.rank_correlation is not None:
+        lines.append(f"rank correlation of all scores: {found.rank_correlation:.3f}")
+    for name, names in (("a", found.only_first), ("b", found.only_second)):
+        if names:
+            lines += ["", f"only in {name}:", *(f"  {component}" for component in names)]
+    return found.as_json(), lines
+
+
+DIFFS: dict[str, Callable[[Path, Path], tuple[dict[str, Any], list[str]]]] = {
+    "circuit": diff_circuits,
+    "edit": diff_edits,
+}
 """How to compare, by the kind that an artefact's config names."""
 
 
-@click.command("diff", epilog="Example: excise diff edit-a edit-b")
+@click.command("diff", epilog="Example: excise diff ioi-by-relp ioi-by-eap")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--top", default=20, show_default=True, help="Lines to print.")
 @shared.json_option
 def command(a: Path, b: Path, top: int, as_json: bool) -> None:
-    """Print what sets two edits A and B apart."""
+    """Print what sets two circuits or two edits A and B apart."""
     from ..core.artefact import read_config
     from ..core.errors import ExciseError
 

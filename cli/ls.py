@@ -8,7 +8,8 @@ from . import options as shared
 
 
 KINDS = ("families", "methods", "targets", "tasks", "aggregates", "criteria", "unit-criteria",
-         "scopes", "recipes", "scorers", "rules")  # fmt: skip
+         "scopes", "recipes", "circuit-methods", "levels", "ablations", "planted", "scorers",
+         "rules")  # fmt: skip
 
 
 def table(kind: str) -> dict[str, str]:
@@ -48,6 +49,22 @@ def table(kind: str) -> dict[str, str]:
         from ..prune.recipe import RECIPES
 
         return {name: str(recipe) for name, recipe in RECIPES.items()}
+    if kind == "circuit-methods":
+        from ..circuits.methods import CIRCUIT_METHODS
+
+        return {name: method.summary for name, method in CIRCUIT_METHODS.items()}
+    if kind == "levels":
+        from ..circuits.levels import LEVELS
+
+        return {name: level.summary for name, level in LEVELS.items()}
+    if kind == "ablations":
+        from ..circuits.ablation import ABLATIONS
+
+        return {str(name): f"replaced by {words}" for name, words in ABLATIONS.items()}
+    if kind == "planted":
+        from ..circuits.testbed import CIRCUITS
+
+        return CIRCUITS
     if kind == "scorers":
         from ..eval.scorers import SCORERS
 
@@ -58,7 +75,10 @@ def table(kind: str) -> dict[str, str]:
         return {**BOUNDS, "equivalence": "and it changes by no more than max_increase either way"}
     from ..circuits.tasks import TASKS
 
-    return {name: (make.__doc__ or "").splitlines()[0] for name, make in TASKS.items()}
+    return {
+        name: f"{task.summary}; counterfactuals: {', '.join(task.counterfactuals)}"
+        for name, task in TASKS.items()
+    }
 
 
 @click.command("ls")

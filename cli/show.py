@@ -1,4 +1,4 @@
-"""excise show: look at a relevance, or at an edit."""
+"""excise show: look at a relevance, a circuit or an edit."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options as shared
+from .show_circuit import show_circuit
 from .show_edit import show_edit
 
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 @click.option("--top", default=10, show_default=True, help="How many components.")
 @click.option("--rank", default="abs", show_default=True, help="abs or signed.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with heatmaps.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write a circuit's graph as SVG.")
+@click.option("--dot", type=click.Path(path_type=Path), help="Write it for Graphviz.")
+@click.option(
+    "--eap-ig", type=click.Path(path_type=Path), help="Write a circuit as EAP-IG's and MIB's JSON."
+)
 @click.option("--tokenizer", help="Model whose tokenizer reads the tokens.  [default: its own]")
 @click.option(
     "--against", type=click.Path(path_type=Path), help="Another relevance: rank correlation."
@@ -30,13 +36,16 @@ def command(
     top: int,
     rank: str,
     html: Path | None,
+    svg: Path | None,
+    dot: Path | None,
+    eap_ig: Path | None,
     tokenizer: str | None,
     against: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the top components of a relevance or an edit in FOLDER.
+    """Print the top components of the relevance, the circuit or the edit in FOLDER.
 
-    Of a relevance, draw heads and tokens as one HTML file.
+    Relevance and circuits can be drawn as one HTML file.
     """
     from ..core.artefact import read_config
     from ..core.errors import ExciseError
@@ -44,11 +53,19 @@ def command(
 
     if top < 1 or rank not in ("abs", "signed"):
         raise ExciseError(f"--top {top} --rank {rank!r}: give a number from 1, and abs or signed")
-    if read_config(folder).get("kind") == "edit":
-        given = {"--html": html, "--tokenizer": tokenizer, "--against": against}
-        if unfit := [name for name, value in given.items() if value is not None]:
-            raise ExciseError(f"{folder} is an edit: {', '.join(unfit)} belongs to a relevance")
+    kind = read_config(folder).get("kind")
+    drawn = {"svg": svg, "dot": dot, "eap_ig": eap_ig}
+    of_relevance = {"tokenizer": tokenizer, "against": against}
+    unfit: dict[str, Any] = {
+        "edit": {"html": html, **drawn, **of_relevance}, "circuit": of_relevance,
+    }.get(str(kind), drawn)  # fmt: skip
+    if wrong := [f"--{name.replace('_', '-')}" for name, value in unfit.items() if value]:
+        raise ExciseError(f"{folder} holds {kind}, which {', '.join(wrong)} cannot be given for")
+    if kind == "edit":
         show_edit(folder, top, as_json)
+        return
+    if kind == "circuit":
+        show_circuit(folder, top, as_json, {"html": html, **drawn})
         return
     relevance = Relevance.from_pretrained(folder)
     rows = {

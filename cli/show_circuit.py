@@ -1,0 +1,81 @@
+"""A circuit folder for a terminal, and as files for people and for other tools."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options as shared
+
+
+if TYPE_CHECKING:
+    from ..circuits.circuit import Circuit
+
+
+def show_circuit(folder: Path, top: int, as_json: bool, files: dict[str, Path | None]) -> None:
+    """Print a circuit, and write it as `html`, `svg`, `dot` or `eap_ig` where a path is given.
+
+    Raises:
+        ExciseError: A damaged folder, a grain that cannot be drawn, a path that cannot be written.
+    """
+    from ..circuits.circuit import Circuit
+
+    circuit = Circuit.from_pretrained(folder)
+    for kind, path in files.items():
+        if path is not None:
+            export(circuit, kind, path)
+    if as_json:
+        click.echo(json.dumps({**circuit.as_json(), "written": {
+            kind: str(path) for kind, path in files.items() if path is not None
+        }}))  # fmt: skip
+        return
+    click.echo(described(circuit, top))
+    for warning in circuit.config["warnings"]:
+        click.echo(f"warning: {warning}")
+    for path in files.values():
+        if path is not None:
+            click.echo(f"written to {path}")
+
+
+def export(circuit: "Circuit", kind: str, path: Path) -> None:
+    """Write a circuit in one layout.
+
+    Raises:
+        ExciseError: The file cannot be written.
+    """
+    from ..circuits import page
+    from ..circuits.exchange import write_eap_ig
+    from ..core.errors import ExciseError
+    from ..viz.page import write_page
+
+    if kind == "eap_ig":
+        write_eap_ig(circuit, path)
+        return
+    writers = {
+        "html": page.circuit_html, "svg": page.circuit_svg_of, "dot": page.circuit_dot_of,
+    }  # fmt: skip
+    try:
+        write_page(path, writers[kind](circuit))
+    except OSError as error:
+        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def described(circuit: "Circuit", most: int = 12) -> str:
+    """Render a circuit for a terminal: the evidence, and its largest components."""
+    found: dict[str, Any] = circuit.config["metrics"]
+    rows = [
+        [name.replace("_", " "), f"{row['value']:.3f}", "[{:.3f}, {:.3f}]".format(*row["ci"])]
+        for name, row in found.items()
+        if "ci" in row
+    ]
+    lines = [str(circuit), "", shared.aligned(("on test prompts", "value", "95 % interval"), rows)]
+    if circuit.level.name not in circuit.scores:
+        rows = [[name, str(n)] for name, n in circuit.by_matrix().items() if n]
+        return "\n".join([*lines, "", shared.aligned(("matrix", "weights kept"), rows)])
+    kept = sorted((c for c in circuit.components() if c.kept), key=lambda c: -abs(c.score))
+    rows = [[c.name, f"{c.score:+.4g}", f"[{c.low:+.4g}, {c.high:+.4g}]"] for c in kept[:most]]
+    lines += ["", shared.aligned((circuit.level.name, "score", "95 % interval"), rows)]
+    if len(kept) > most:
+        lines.append(f"and {len(kept) - most} more")
+    return "\n".join(lines)
