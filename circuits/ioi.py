@@ -1,77 +1,100 @@
-"""Indirect object identification: prompts of our own making, fitted to a tokenizer.
+"""Indirect object identification: who is given something.
 
 "When Mary and John went to the store, John gave a drink to" is answered by Mary, the name that
-appeared once (the task of Wang et al. 2022, arXiv 2211.00593). The counterfactual names a third
-person in place of the repeated one, so that nothing says which of the two it should be.
+appeared once (the task of Wang et al. 2022, arXiv 2211.00593; the prompts are our own).
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-from ..core.data import Prompt, answer_tokens
-from ..core.errors import ExciseError
+from ..core.data import Prompt
+from .drawing import Draft, Split, Words, draw_prompts
+from .words import NAMES, PLACES
 
 
-NAMES = (
-    "Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma", "David", "Alice",
-    "Mark", "Laura", "Peter", "Kate", "Robert", "Lucy", "Michael", "Helen", "Daniel", "Julia",
-    "Adam", "Rachel", "Simon", "Maria", "Jack", "Jane", "George", "Lisa", "Henry", "Susan",
-)  # fmt: skip
-PLACES = ("store", "park", "school", "station", "library", "garden", "office", "market")
-OBJECTS = ("book", "drink", "ring", "letter", "key", "ball", "flower", "ticket")
-TEMPLATES = (
-    "When {a} and {b} went to the {place}, {s} gave a {thing} to",
-    "After {a} and {b} arrived at the {place}, {s} handed a {thing} to",
-    "While {a} and {b} were at the {place}, {s} passed a {thing} to",
-    "Then {a} and {b} had a long talk at the {place}, and {s} gave a {thing} to",
-)
+OBJECTS: dict[Split, tuple[str, ...]] = {
+    "train": ("book", "drink", "ring", "letter", "key", "ball", "flower", "ticket"),
+    "validation": ("coin", "map", "hat", "photo", "pen", "lamp", "coat", "cake"),
+    "test": ("bag", "cup", "card", "doll", "spoon", "bottle", "basket", "shirt"),
+}
+
+TEMPLATES: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "When {a} and {b} went to the {place}, {s} gave a {thing} to",
+        "After {a} and {b} arrived at the {place}, {s} handed a {thing} to",
+        "While {a} and {b} were at the {place}, {s} passed a {thing} to",
+        "Then {a} and {b} had a long talk at the {place}, and {s} gave a {thing} to",
+    ),
+    "validation": (
+        "As soon as {a} and {b} reached the {place}, {s} offered a {thing} to",
+        "Before {a} and {b} left the {place}, {s} showed a {thing} to",
+        "Once {a} and {b} sat down near the {place}, {s} lent a {thing} to",
+        "On the way to the {place}, {a} and {b} took a break, and {s} threw a {thing} to",
+    ),
+    "test": (
+        "Because {a} and {b} liked the {place}, {s} brought a {thing} to",
+        "Every day {a} and {b} walk past the {place}, where {s} gives a {thing} to",
+        "Last week {a} and {b} worked together at the {place}, and {s} sold a {thing} to",
+        "Although {a} and {b} were tired after a day at the {place}, {s} sent a {thing} to",
+    ),
+}
+"""Two people, `a` and `b`, one of whom gives: the subject `s`."""
 
 
-def ioi_prompts(tokenizer: Any, n: int, seed: int = 0) -> list[Prompt]:
+def ioi_prompts(
+    tokenizer: Any,
+    n: int,
+    seed: int = 0,
+    split: Split = "train",
+    counterfactual: str = "third-name",
+) -> list[Prompt]:
     """Make indirect-object prompts whose answers are single tokens.
 
     Args:
         tokenizer: A transformers tokenizer; names of several tokens are left out.
         n: How many prompts; half have the giver's name second (ABBA), half first (BABA).
         seed: Equal seeds give equal prompts.
+        split: Names, places, things and templates are of one split only.
+        counterfactual: `third-name` has a third person give, so that nothing says which of the
+            two it should be; `swapped` has the receiver give, so that the answers trade places;
+            `random` names three other people.
 
     Returns:
         Prompts with the indirect object as answer and the giver as wrong answer.
 
     Raises:
-        ExciseError: Fewer than three names are one token, or `n` is below 1.
+        ExciseError: Fewer than five names are one token, or see `draw_prompts`.
     """
-    if n < 1:
-        raise ExciseError(f"asked for {n} prompts: give at least 1")
-    names = single_token_words(tokenizer, NAMES)
-    if len(names) < 3:
-        raise ExciseError(
-            f"only {len(names)} of {len(NAMES)} names are one token of this tokenizer, and 3 are "
-            "needed: give your own prompts with --prompts"
-        )
-    draw = random.Random(seed)
-    prompts = []
-    for index in range(n):
+    return draw_prompts("ioi", ioi, tokenizer, n, seed, split, counterfactual)
+
+
+def ioi(words: Words) -> Callable[[random.Random, int], Draft]:
+    """Draft prompts; those of even number are ABBA, the others BABA."""
+    split = words.split
+    names = words.single("names", NAMES[split], least=5)
+
+    def draft(draw: random.Random, index: int) -> Draft:
         receiver, giver, third = draw.sample(names, 3)
-        a, b = (receiver, giver) if index % 2 == 0 else (giver, receiver)
-        template = draw.choice(TEMPLATES)
-        words = {"a": a, "b": b, "place": draw.choice(PLACES), "thing": draw.choice(OBJECTS)}
-        prompts.append(
-            Prompt(
-                clean=template.format(s=giver, **words),
-                counterfactual=template.format(s=third, **words),
-                answer=receiver,
-                wrong=giver,
-            )
+        template = draw.choice(TEMPLATES[split])
+        things = {"place": draw.choice(PLACES[split]), "thing": draw.choice(OBJECTS[split])}
+        others = [name for name in names if name not in (receiver, giver)]
+        at = others.index(third)
+        strangers = (third, others[at - 1], others[at - 2])
+
+        def text(receiver: str, giver: str, subject: str) -> str:
+            a, b = (receiver, giver) if index % 2 == 0 else (giver, receiver)
+            return template.format(a=a, b=b, s=subject, **things)
+
+        return Draft(
+            text(receiver, giver, giver),
+            answer=receiver,
+            wrong=giver,
+            counterfactuals={
+                "third-name": text(receiver, giver, third),
+                "swapped": text(receiver, giver, receiver),
+                "random": text(*strangers),
+            },
         )
-    return prompts
 
-
-def single_token_words(tokenizer: Any, words: Sequence[str]) -> list[str]:
-    """Keep the words that are one known token behind a space."""
-    return [word for word in words if _is_one(answer_tokens(tokenizer, word), tokenizer)]
-
-
-def _is_one(ids: Sequence[int], tokenizer: Any) -> bool:
-    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    return draft

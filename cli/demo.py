@@ -47,8 +47,8 @@ def command(
 ) -> None:
     """Score IOI prompts, cut the least relevant heads, and measure what that did.
 
-    The controls cut as many heads at random. Scoring and testing use different prompts; perplexity
-    is measured on text that is on every machine. Opens no network.
+    The controls cut as many heads at random. Scoring and testing share no name and no template;
+    perplexity is measured on text that is on every machine. Opens no network.
     """
     from ..core.artefact import check_output, whole_folder
     from ..core.loading import load_model
@@ -96,13 +96,13 @@ _HEADERS = ("model", "heads cut", "IOI accuracy", "logit difference", "perplexit
 
 
 def _prompts(tokenizer: Any, n: int, seed: int) -> "tuple[list[Sample], list[Sample]]":
-    """Return n prompts to score and n others to test on."""
+    """Return n prompts to score, and n with other names and templates to test on."""
     from ..circuits.ioi import ioi_prompts
     from ..core.data import encode_prompts
 
-    distinct = list(dict.fromkeys(ioi_prompts(tokenizer, 3 * n, seed)))
-    encoded = encode_prompts(tokenizer, distinct)
-    return encoded[:n], encoded[n : 2 * n]
+    fitting = ioi_prompts(tokenizer, n, seed)
+    testing = ioi_prompts(tokenizer, n, seed, "test")
+    return encode_prompts(tokenizer, fitting), encode_prompts(tokenizer, testing)
 
 
 def _measure(name: str, heads_cut: int, loaded: Any, testing: Any) -> Row:
@@ -133,7 +133,7 @@ def _draw(path: Path, relevance: Any, rows: list[Row], loaded: Any, sparsity: fl
     measured = Section(
         "What cutting heads did",
         table(_HEADERS, [_cells(row) for row in rows]),
-        note="Measured on prompts that were not scored (of the same names and templates), with "
+        note="Measured on prompts that share no name, place or template with those scored, with "
         f"95 % intervals. Perplexity: {text.protocol}, {text.n} windows of "
         "Python's language reference. The controls remove as many heads, drawn at random.",
     )

@@ -1,8 +1,9 @@
 """Tiny random models and a tokenizer for all tests: built from configs, nothing downloaded."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,29 @@ def tiny_opt() -> Any:
 
 
 def words() -> Sequence[str]:
-    """List all words of the IOI task, and some more, in a fixed order."""
-    from excise.circuits.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+    """List the words of the IOI task, and a few of every other task and split, in a fixed order."""
+    from excise.circuits.ioi import OBJECTS, TEMPLATES
+    from excise.circuits.words import NAMES, PLACES
 
-    frame = "".join(c if c.isalnum() else " " for c in " ".join(TEMPLATES).replace("{", " {"))
+    frame = " ".join(TEMPLATES["train"]).replace("{", " {")
+    frame = "".join(c if c.isalnum() else " " for c in frame)
     more = "the cat sat on mat . , and then it was not there ! one two three ( )"
-    return list(dict.fromkeys([*NAMES, *PLACES, *OBJECTS, *frame.split(), *more.split()]))
+    ioi = [*NAMES["train"], *PLACES["train"], *OBJECTS["train"], *frame.split(), *more.split()]
+    return list(dict.fromkeys([*ioi, *_task_words()]))
+
+
+def _task_words() -> Iterator[str]:
+    from excise.circuits.drawing import SPLITS
+    from excise.circuits.facts import CAPITALS
+    from excise.circuits.greater_than import COUNTS
+    from excise.circuits.words import NAMES, NOUNS
+
+    yield from ("he", "she", "is", "are", *COUNTS.numbers[:8])
+    for split in SPLITS:
+        yield from NAMES[split][:6]  # women and men
+        yield from (noun for noun, _ in NOUNS[split][:9])
+        yield from (plural for _, plural in NOUNS[split][:3])
+        yield from chain(*list(CAPITALS.facts[split].items())[:3])
 
 
 @pytest.fixture(scope="session")
