@@ -4,7 +4,7 @@ Importing this package loads no torch: public names are looked up when first use
 
 >>> import excise
 >>> sorted(excise.__all__)[:3]
-['Batch', 'Decoding', 'ExciseError']
+['Attribution', 'Batch', 'Circuit']
 """
 
 from importlib import import_module
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .circuits.attribution import Attribution, attribute
+    from .circuits.circuit import Circuit
+    from .circuits.find import find_circuit
     from .circuits.ioi import ioi_prompts
+    from .circuits.pairs import Pairs, encode_pairs
+    from .circuits.search import Parts, Search
+    from .circuits.tasks import task_prompts
+    from .circuits.testbed import Planted, planted
     from .core.data import Batch, Prompt, Sample, collate, encode_prompts, encode_texts
     from .core.errors import ExciseError
     from .core.families import FAMILIES, Family, ModelView
@@ -42,6 +49,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Attribution": "circuits.attribution",
+    "attribute": "circuits.attribution",
+    "Circuit": "circuits.circuit",
+    "find_circuit": "circuits.find",
+    "Pairs": "circuits.pairs",
+    "encode_pairs": "circuits.pairs",
+    "Parts": "circuits.search",
+    "Search": "circuits.search",
+    "task_prompts": "circuits.tasks",
+    "Planted": "circuits.testbed",
+    "planted": "circuits.testbed",
     "Batch": "core.data",
     "Decoding": "eval.generation",
     "ExciseError": "core.errors",
@@ -94,7 +112,8 @@ __all__ = [  # noqa: RUF022  (grouped by room)
     "Decoding", "Perplexity", "Repetition", "Report", "TaskAccuracy", "Toxicity",
     "check_gate", "choice_accuracy", "compare", "evaluate", "get_scorer", "perplexity",
     "read_policy",
-    "ioi_prompts",
+    "Attribution", "Circuit", "Pairs", "Parts", "Planted", "Search", "attribute", "encode_pairs",
+    "find_circuit", "ioi_prompts", "planted", "task_prompts",
 ]  # fmt: skip
 
 

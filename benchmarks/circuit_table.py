@@ -1,7 +1,7 @@
 """Which scores give the smallest faithful circuit of a real model?
 
     python benchmarks/circuit_table.py -o nodes.json
-    python benchmarks/circuit_table.py --level edges --methods relp,relp-ig,eap,eap-ig,random -o e.json
+    python benchmarks/circuit_table.py --level edges --methods relp-ig,eap-ig,random -o edges.json
     python benchmarks/circuit_table.py --level weights --ablation zero -o weights.json
 
 Scores are taken on the training prompts of a task, sizes are chosen on validation prompts, and all
