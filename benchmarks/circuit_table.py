@@ -31,7 +31,7 @@ from excise.core.loading import load_model
 TARGET = 0.9
 STEPS = {
     "nodes": [10, 15, 20, 25, 30, 35, 40, 50, 60, 80, 100, 150],
-    "edges": [50, 100, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000, 10000],
+    "edges": [100, 200, 400, 800, 1200, 2000, 4000, 10000],
     "neurons": [100, 300, 1000, 3000, 10000, 20000, 30000],
     "weights": [10**k * m for k in (4, 5, 6) for m in (1, 2, 5)] + [10**7, 2 * 10**7, 5 * 10**7],
 }
@@ -112,7 +112,7 @@ def main() -> None:
         else:
             options = wanted(level, CIRCUIT_METHODS[name])
             found = attribute(model, parts["train"], name, **options, batch_size=8)
-            mean = as_mean(found, level)
+            mean = as_mean(model, found, level)
         seconds = time.process_time() - started
         for rank in todo:
             row = row_of(trials, mean, rank, given)

@@ -229,20 +229,19 @@ class Circuit:
 
     def _kept_nodes(self, wanted: Level) -> Tensor:
         """Return which nodes a circuit of another grain touches; for other grains, none."""
-        graph = self.shape.graph
         if wanted.name != "nodes":
-            return torch.zeros(len(wanted.groups(self.shape)), dtype=torch.bool)
-        if self.level.name == "nodes":
-            return self.in_circuit
-        if self.level.name in ("neurons", "weights"):
-            grid = torch.zeros(graph.n_layers, graph.n_heads + 1, dtype=torch.bool)
-            if self.level.name == "weights":
-                return grid.flatten()
-            grid[:, -1] = self.in_circuit.view(graph.n_layers, -1).any(1)
-            return grid.flatten()
-        dense = torch.zeros_like(graph.is_edge)
-        dense[graph.is_edge] = self.in_circuit
-        return dense.any(1)[1:]
+            return torch.zeros(wanted.count(self.shape), dtype=torch.bool)
+        graph, kept = self.shape.graph, self.level.kept(self.shape, self.in_circuit)
+        grid = torch.zeros(graph.n_layers, graph.n_heads + 1, dtype=torch.bool)
+        if kept.heads is not None:
+            grid[:, :-1] = kept.heads
+        if kept.mlps is not None:
+            grid[:, -1] = kept.mlps
+        if kept.neurons is not None:
+            grid[:, -1] = kept.neurons.any(1)
+        if kept.edges is not None:
+            return kept.edges.any(1)[1:]
+        return grid.flatten()
 
 
 def bootstrap(

@@ -79,7 +79,9 @@ def find_circuit(
         mean = weight_scores(model, parts.train, search.method, batch_size, search.seed)
     else:
         found = scores or scored(model, parts.train, search, batch_size, resume, progress)
-        all_scores[level.name], resampled = bootstrap(_scores(found, level), seed=search.seed)
+        all_scores[level.name], resampled = bootstrap(
+            _scores(Shape.of(view), found, level), seed=search.seed
+        )
         if level.name != "nodes" and found.heads is not None:
             all_scores["nodes"], _ = bootstrap(found.nodes, seed=search.seed)
         mean = all_scores[level.name].mean
@@ -95,7 +97,7 @@ def find_circuit(
         metrics["stability"] = stability(resampled, int(chosen.sum()), search.rank)
     drawable = scores is None and not method.random and not method.exact
     drawable = drawable and weights_are_readable(view)
-    if level.name == "nodes" and drawable:
+    if level.name in ("nodes", "kv-groups") and drawable:
         drawn = parts.train[:PICTURED]  # for the lines between the nodes on the page
         edges = attribute(
             model, drawn, method, nodes=False, edges=True, batch_size=batch_size
@@ -157,7 +159,7 @@ def scored(
 def wanted(level: Level, method: CircuitMethod) -> dict[str, bool]:
     """Return what to score: the grain, and nodes beside it where they come for free."""
     return {
-        "nodes": level.name == "nodes" or not method.exact,
+        "nodes": level.name in ("nodes", "kv-groups") or not method.exact,
         "neurons": level.name == "neurons",
         "edges": level.name == "edges",
     }
@@ -191,13 +193,13 @@ def choose(
     return chosen
 
 
-def _scores(found: Attribution, level: Level) -> Tensor:
-    samples = level.scores(found)
+def _scores(shape: Shape, found: Attribution, level: Level) -> Tensor:
+    samples = level.scores(shape, found)
     if samples is None:
         raise ExciseError(f"there are no scores of {level.name}: look at another grain")
     return samples
 
 
-def as_mean(found: Attribution, level: Level) -> Tensor:
+def as_mean(model: Any, found: Attribution, level: Level) -> Tensor:
     """Return the mean scores of a grain's components, (components,)."""
-    return _scores(found, level).float().mean(0)
+    return _scores(Shape.of(ModelView.of(model)), found, level).float().mean(0)

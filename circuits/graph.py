@@ -89,6 +89,11 @@ class Graph:
         return torch.arange(len(self.writers))[:, None] < counts
 
     @property
+    def group_size(self) -> int:
+        """How many heads share keys and values."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
     def n_edges(self) -> int:
         """How many edges there are."""
         return int(self.is_edge.sum())
@@ -104,7 +109,7 @@ class Graph:
             return (reader,)
         if reader[0] == "q":
             return (("head", *reader[1:]),)
-        size = self.n_heads // self.n_kv_heads
+        size = self.group_size
         _, layer, group = reader
         return tuple(("head", layer, head) for head in range(group * size, (group + 1) * size))
 

@@ -25,8 +25,8 @@ class Level:
 
     name: str
     summary: str
-    scores: Callable[[Attribution], Tensor | None]
-    """Per-sample scores, (samples, components)."""
+    scores: Callable[["Shape", Attribution], Tensor | None]
+    """Per-sample scores, (samples, components); None if they were not asked for."""
     kept: Callable[["Shape", Bool[Tensor, " components"]], Kept]
     """What a run keeps when these components are chosen."""
     flat: Callable[["Shape", Kept], Tensor]
@@ -72,14 +72,32 @@ def _given(choice: Tensor | None) -> Tensor:
 
 
 def _flat_nodes(kept: Kept) -> Tensor:
+    """Lay out heads and MLPs by layer; numbers of gates as well as choices."""
     return torch.cat([_given(kept.heads), _given(kept.mlps)[:, None]], 1).flatten()
 
 
-def _node_groups(shape: Shape) -> Tensor:
+def _kinds_by_layer(shape: Shape, units: int) -> Tensor:
+    """Number attention units and the MLP of each layer: 2 l for the units, 2 l + 1 for the MLP."""
     layers = torch.arange(shape.graph.n_layers)[:, None]
-    kinds = torch.zeros(1, shape.graph.n_heads + 1, dtype=torch.long)
+    kinds = torch.zeros(1, units + 1, dtype=torch.long)
     kinds[:, -1] = 1
     return (2 * layers + kinds).flatten()
+
+
+def _by_group(shape: Shape, heads: Tensor | None) -> Tensor | None:
+    return None if heads is None else heads.unflatten(2, (shape.graph.n_kv_heads, -1)).sum(-1)
+
+
+def _with_mlps(units: Tensor | None, found: Attribution) -> Tensor | None:
+    if units is None or found.mlps is None:
+        return None
+    return torch.cat([units, found.mlps[..., None]], 2).flatten(1)
+
+
+def _kv_groups(shape: Shape, chosen: Tensor) -> Kept:
+    grid = chosen.view(shape.graph.n_layers, -1)
+    heads = grid[:, :-1].repeat_interleave(shape.graph.group_size, 1)
+    return Kept(heads=heads, mlps=grid[:, -1])
 
 
 def _weight_groups(shape: Shape) -> Tensor:
@@ -105,17 +123,37 @@ LEVELS: dict[str, Level] = {
         Level(
             "nodes",
             "attention heads and MLPs",
-            lambda found: None if found.heads is None or found.mlps is None else found.nodes,
+            lambda _shape, found: _with_mlps(found.heads, found),
             _nodes,
             lambda _shape, kept: _flat_nodes(kept),
             lambda shape: len(shape.graph.writers) - 1,
-            _node_groups,
+            lambda shape: _kinds_by_layer(shape, shape.graph.n_heads),
             lambda shape: [name(writer) for writer in shape.graph.writers[1:]],
+        ),
+        Level(
+            "kv-groups",
+            "KV groups, all heads of one together, and MLPs",
+            lambda shape, found: _with_mlps(_by_group(shape, found.heads), found),
+            _kv_groups,
+            lambda shape, kept: (
+                _flat_nodes(kept)
+                .view(shape.graph.n_layers, -1)[
+                    :, [*range(0, shape.graph.n_heads, shape.graph.group_size), -1]
+                ]
+                .flatten()
+            ),
+            lambda shape: shape.graph.n_layers * (shape.graph.n_kv_heads + 1),
+            lambda shape: _kinds_by_layer(shape, shape.graph.n_kv_heads),
+            lambda shape: [
+                f"m{layer}" if unit == shape.graph.n_kv_heads else f"a{layer}.g{unit}"
+                for layer in range(shape.graph.n_layers)
+                for unit in range(shape.graph.n_kv_heads + 1)
+            ],
         ),
         Level(
             "neurons",
             "hidden units of the MLPs",
-            lambda found: _flat(found.neurons),
+            lambda _shape, found: _flat(found.neurons),
             lambda shape, chosen: Kept(neurons=chosen.view(shape.graph.n_layers, shape.d_mlp)),
             lambda _shape, kept: _given(kept.neurons).flatten(),
             lambda shape: shape.graph.n_layers * shape.d_mlp,
@@ -129,7 +167,7 @@ LEVELS: dict[str, Level] = {
         Level(
             "edges",
             "every writer to every reader",
-            lambda found: found.edges,
+            lambda _shape, found: found.edges,
             lambda shape, chosen: Kept(edges=expand(shape.graph, chosen)),
             lambda shape, kept: _given(kept.edges)[shape.graph.is_edge],
             lambda shape: shape.graph.n_edges,
@@ -142,7 +180,7 @@ LEVELS: dict[str, Level] = {
         Level(
             "weights",
             "elements of the layers' weight matrices; zero ablation only",
-            lambda _found: None,
+            lambda _shape, _found: None,
             lambda _shape, chosen: Kept(weights=chosen),
             lambda _shape, kept: _given(kept.weights),
             lambda shape: sum(n for _, n in shape.matrices),

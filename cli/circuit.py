@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..circuits.search import Parts, Search
     from ..core.loading import Loaded
 
-_LEVELS = ("nodes", "neurons", "edges", "weights")
-
 
 @click.command(
     "circuit",
@@ -38,6 +36,7 @@ _LEVELS = ("nodes", "neurons", "edges", "weights")
     "--scores", type=click.Path(path_type=Path), help="JSON of EAP-IG or MIB, instead of a method."
 )
 @click.option("--nodes", "level", flag_value="nodes", help="Heads and MLPs.  [default]")
+@click.option("--kv-groups", "level", flag_value="kv-groups", help="Heads by shared keys.")
 @click.option("--neurons", "level", flag_value="neurons", help="Hidden units of the MLPs.")
 @click.option("--edges", "level", flag_value="edges", help="Every writer to every reader.")
 @click.option("--weights", "level", flag_value="weights", help="Elements of weight matrices.")

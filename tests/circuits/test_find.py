@@ -32,7 +32,7 @@ def found_in(model: Any, parts: Parts, **search: Any) -> Circuit:
     return find_circuit(model, parts, Search(**options), task="noise", allow_failing=True)
 
 
-@pytest.mark.parametrize("level", ["nodes", "neurons", "edges"])
+@pytest.mark.parametrize("level", ["nodes", "kv-groups", "neurons", "edges"])
 @pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
 def test_a_circuit_keeps_what_it_was_asked_for(
     tiny: Callable[..., Any], parts: Parts, kind: str, level: str

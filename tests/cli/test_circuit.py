@@ -52,10 +52,10 @@ def test_a_task_on_both_families(tiny_folder: Callable[[str], Path], tmp_path: P
     assert "4 of 10 nodes" in call("show", tmp_path / "c")
 
 
-@pytest.mark.parametrize("level", ["edges", "neurons", "weights"])
+@pytest.mark.parametrize("level", ["edges", "neurons", "weights", "kv-groups"])
 def test_every_grain(tiny_folder: Callable[[str], Path], tmp_path: Path, prompts: Path, level: str):
     say = call(
-        "circuit", tiny_folder("llama-gqa"), "--prompts", prompts, f"--{level}", "--size", 12,
+        "circuit", tiny_folder("llama-gqa"), "--prompts", prompts, f"--{level}", "--size", 4 if level == "kv-groups" else 12,
         *QUICK, "-o", tmp_path / "c",
     )  # fmt: skip
     assert f"of {len(Circuit.from_pretrained(tmp_path / 'c').in_circuit)} {level}" in say
@@ -133,7 +133,7 @@ def test_tables_are_listed():
     found: dict[str, Any] = json.loads(call("ls", "--json"))
     assert {"relp", "eap-ig", "patching"} <= set(found["circuit-methods"])
     assert {"ioi", "greater-than", "induction"} <= set(found["tasks"])
-    assert set(found["levels"]) == {"nodes", "neurons", "edges", "weights"}
+    assert set(found["levels"]) == {"nodes", "kv-groups", "neurons", "edges", "weights"}
     assert set(found["ablations"]) == {"resample", "mean", "zero"}
     assert {"chain", "backup", "negative"} <= set(found["planted"])
 
