@@ -26,9 +26,12 @@ COUNTS = Scale(
     ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
      "twelve"),
     {
-        "train": ("ships", "shops", "boats", "farms", "towers", "bridges", "mills", "wells"),
-        "validation": ("schools", "horses", "houses", "ponds", "trams", "clubs", "barns", "roads"),
-        "test": ("guards", "nurses", "villages", "cows", "judges", "chapels", "tunnels", "gates"),
+        "train": ("ships", "shops", "boats", "farms", "towers", "bridges", "mills", "wells",
+                  "teachers", "dogs", "offices", "rooms"),
+        "validation": ("schools", "horses", "houses", "ponds", "trams", "clubs", "barns", "roads",
+                       "doctors", "cats", "tables", "parks"),
+        "test": ("guards", "nurses", "villages", "cows", "judges", "chapels", "tunnels", "gates",
+                 "pilots", "goats", "chairs", "lamps"),
     },
     {
         "train": (
@@ -49,10 +52,12 @@ COUNTS = Scale(
 YEARS = Scale(
     ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"),
     {
-        "train": ("war", "siege", "strike", "trial", "drought", "dance", "alliance", "revolt"),
-        "validation": ("conflict", "voyage", "famine", "feud", "boycott", "exile", "truce", "hunt"),
+        "train": ("war", "siege", "strike", "trial", "drought", "dance", "alliance", "revolt",
+                  "dispute", "festival", "plague", "contract"),
+        "validation": ("conflict", "voyage", "famine", "feud", "boycott", "exile", "truce", "hunt",
+                       "treaty", "search", "quarrel", "course"),
         "test": ("campaign", "project", "rebellion", "journey", "reform", "mission", "debate",
-                 "friendship"),
+                 "friendship", "inquiry", "study", "tour", "lawsuit"),
     },
     {
         "train": (
@@ -90,8 +95,8 @@ def greater_than(words: Words) -> Callable[[random.Random, int], Draft]:
     words.enough("numbers of a scale", most, LEAST, of=max(len(s.numbers) for s in SCALES))
     usable = [(scale, numbers) for scale, numbers in numbers_of if len(numbers) >= LEAST]
 
-    def draft(draw: random.Random, index: int) -> Draft:
-        scale, numbers = usable[index % len(usable)]
+    def draft(draw: random.Random, _index: int) -> Draft:
+        scale, numbers = draw.choice(usable)
         lowest, *rest = numbers
         start = draw.randrange(1, len(rest) - 1)
         template = draw.choice(scale.templates[words.split])
