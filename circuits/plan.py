@@ -7,6 +7,7 @@ from ..core.memory import held_with
 from .circuit import RESAMPLES
 from .graph import Graph
 from .levels import Shape, get_level
+from .methods import get_method
 
 
 if TYPE_CHECKING:
@@ -46,3 +47,11 @@ def planned_peak(model: Any, parts: "Parts", search: "Search", batch_size: int) 
         scores = (2 * len(parts.train) + 2 * RESAMPLES) * n * 4
     vocabulary = model.config.vocab_size * 4 * (2 * batch_size + len(parts.test))
     return held_with(model) + activations + replacements + scores + vocabulary
+
+
+def exact_passes(model: Any, parts: "Parts", search: "Search", batch_size: int) -> int:
+    """Return how many forward passes exact patching takes; 0 for other methods."""
+    if not get_method(search.method).exact:
+        return 0
+    n = get_level(search.level).count(Shape.of(ModelView.of(model)))
+    return (n + 1) * -(-len(parts.train) // batch_size)

@@ -175,10 +175,12 @@ def given_scores(path: Path | None, loaded: "Loaded") -> "Attribution | None":
 
 def tell_plan(loaded: "Loaded", parts: "Parts", search: "Search", batch_size: int) -> None:
     """Say what memory the search will need, before it starts."""
-    from ..circuits.plan import planned_peak
+    from ..circuits.plan import exact_passes, planned_peak
     from ..core.memory import readable
 
     need = planned_peak(loaded.model, parts, search, batch_size)
     n = ", ".join(f"{len(pairs)} to {use}" for use, pairs in zip(
         ("score", "choose", "test"), vars(parts).values(), strict=True))  # fmt: skip
-    click.echo(f"prompts: {n}; peak memory about {readable(need)}", err=True)
+    passes = exact_passes(loaded.model, parts, search, batch_size)
+    patching = f"; exact patching takes {passes:,} passes" if passes else ""
+    click.echo(f"prompts: {n}; peak memory about {readable(need)}{patching}", err=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from excise.circuits.levels import LEVELS
+from excise.circuits.methods import CIRCUIT_METHODS
 from excise.cli.main import group
 from excise.core.families import FAMILIES
 from excise.eval.policy import parse_policy
@@ -17,6 +19,7 @@ from excise.lrp.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CIRCUITS = (ROOT / "docs" / "circuits.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 USE = README.split("<!-- every command from here on", 1)[1]
 
@@ -45,11 +48,14 @@ def test_commands_run(
             subprocess.run(["bash", "-e", "-c", line], check=True)
     assert "<svg" in Path("ioi.html").read_text()
     assert "Gate: cut not met" in Path("report/report.html").read_text()
-    for folder in ("ioi", "mine", "weights", "cut", "by-relevance", "half", "smaller", "table"):
+    for folder in ("ioi", "mine", "weights", "cut", "by-relevance", "half", "smaller", "table",
+                   "ioi-circuit", "ioi-edges"):  # fmt: skip
         assert Path(folder, "config.json").is_file()
 
 
 def run(arguments: list[str]) -> None:
+    if arguments[0] == "circuit":
+        arguments = [*arguments, "--allow-failing"]  # random models do no task
     if "--gate" not in arguments:
         group(arguments, standalone_mode=False)
         return
@@ -86,6 +92,22 @@ def test_python_runs(tiny_folder: Callable[[str], Path], capsys: pytest.CaptureF
     (code,) = blocks("python")
     exec(code.replace('"smollm2"', repr(str(tiny_folder("llama-gqa")))), {})
     assert "half per product on 2 modules" in capsys.readouterr().out
+
+
+def test_circuits_docs_run(
+    tiny_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", CIRCUITS, re.DOTALL)
+    code = code.replace('"smollm2"', repr(str(tiny_folder("opt")))).replace("size=30", "size=3")
+    exec(code, {})
+    assert "3 of 10 nodes" in capsys.readouterr().out
+    assert Path("ioi-circuit/circuit.html").is_file()
+    for name in CIRCUIT_METHODS:
+        assert f"`{name}`" in CIRCUITS
+    for name in LEVELS:
+        assert f"| `{name}` |" in CIRCUITS
 
 
 def test_tables_are_the_codes():

@@ -10,7 +10,7 @@ from excise.circuits.circuit import Circuit
 from excise.circuits.find import find_circuit
 from excise.circuits.page import circuit_dot_of, circuit_html, picture
 from excise.circuits.pairs import Pairs, encode_pairs
-from excise.circuits.plan import planned_peak
+from excise.circuits.plan import exact_passes, planned_peak
 from excise.circuits.search import Parts, Search
 from excise.circuits.tasks import task_prompts
 
@@ -102,3 +102,5 @@ def test_the_plan_counts_what_grows(
     ]  # fmt: skip
     assert needs == sorted(needs)
     assert needs[2] - needs[1] > 2**20
+    assert exact_passes(model, parts, Search(method="patching"), 2) == (2 * 5 + 1) * 2
+    assert exact_passes(model, parts, Search(), 2) == 0
