@@ -90,8 +90,8 @@ def likelihood_target(name: str) -> Target:
 def repetition_parts() -> Parts:
     """Split the shipped prompts; those of `excise eval --repetition` are the test."""
     found = split(PROMPTS, key=str)
-    attribution = (*found["attribution"], *found["test"])
-    return Parts(attribution, tuple(found["selection"]), REPETITION_TEST)
+    attribution = (*found["attribution"], *found["selection"])
+    return Parts(attribution, tuple(found["test"]), REPETITION_TEST)
 
 
 def prompt_parts(prompts: Sequence[str], attribute: bool) -> Parts:

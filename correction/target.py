@@ -53,7 +53,7 @@ class Judgement:
         if self.wanted == "higher":
             return relative
         low, high = relative.ci
-        return Measure(-relative.value, (-high, -low), relative.n, relative.protocol)
+        return Measure(0.0 - relative.value, (-high, -low), relative.n, relative.protocol)
 
     def rule(self, bound: float, confidence: float, min_samples: int) -> Rule:
         """Return the rule that it changes by at least a share, in the wanted direction."""
@@ -120,7 +120,10 @@ def split_documents(
     used = {*seen, *line_hashes(selection)}
     test = "\n".join(line for line in lines[at:] if not used.intersection(line_hashes(line)))
     if not test.strip() or not selection.strip():
-        raise ExciseError("the perplexity text is too short to select and test on: give a longer")
+        raise ExciseError(
+            "too little text is left to measure perplexity for selection and test, without the "
+            "lines of general text: give another or a longer one"
+        )
     return [selection], [test]
 
 

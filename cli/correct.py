@@ -1,0 +1,157 @@
+"""excise correct: take a behaviour out of a model, and prove it."""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from . import options as shared
+from .evaluate import GATE_NOT_MET
+
+
+if TYPE_CHECKING:
+    from ..correction.dose import DoseResponse
+    from ..correction.proof import Card
+
+
+@click.command(
+    "correct",
+    epilog="Examples: excise correct smollm2 --behaviour repetition -o edit   |   excise correct "
+    "MODEL --undesired bad.jsonl --general text.txt --judge words:list.txt -o edit   |   "
+    "then: excise apply MODEL edit -o corrected",
+)
+@shared.model_options
+@click.option("--behaviour", help="A recipe: toxicity or repetition.")
+@click.option("--undesired", type=click.Path(path_type=Path), help="Text, JSONL or pairs (TSV).")
+@click.option("--general", type=click.Path(path_type=Path), help="What the model should keep.")
+@click.option("--prompts", help="A file or datasets id; completed to select and to test.")
+@click.option(
+    "--judge", "judges", multiple=True,
+    help="A scorer of completions; a second one only reports. See excise ls scorers.",
+)  # fmt: skip
+@click.option("--examples", default=400, show_default=True, help="Undesired ones at most.")
+@click.option("--component", default="neurons", show_default=True, help="neurons or heads.")
+@click.option("--method", default="lrp", show_default=True, help="How components are ranked.")
+@click.option("--sizes", default="10,30,100,300,1000", show_default=True, help="Doses to try.")
+@click.option(
+    "--factor", "factors", multiple=True, type=float, default=(0.0, 0.5), show_default=True,
+    help="What components are scaled by, may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--budget", "budgets", multiple=True,
+    help="NAME=SHARE: perplexity, repetition, identity, tasks, or a task.  [default: "
+    "perplexity=1%]",
+)  # fmt: skip
+@click.option("--least", default="0%", show_default=True, help="Share that must be shown gone.")
+@click.option("--perplexity", default="builtin", show_default=True, help="Text, id, or builtin.")
+@click.option("--window", default=256, show_default=True, help="Tokens per window.")
+@click.option("--windows", default=32, show_default=True, help="To test; half as many to select.")
+@click.option("--task", "tasks", multiple=True, help="[default: all that the tokenizer can do]")
+@click.option("--task-samples", default=128, show_default=True, help="Prompts per task.")
+@click.option("--new-tokens", type=int, help="Per completion.  [default: 20; repetition 50]")
+@click.option("--controls", default=20, show_default=True, help="Random edits beside it.")
+@click.option("--durability", is_flag=True, help="Is it still gone after conversion, training?")
+@click.option("--gate", type=click.Path(path_type=Path), help="A policy instead of the budgets.")
+@click.option("--min-samples", default=30, show_default=True, help="Below, the gate is not met.")
+@click.option("--no-cache", is_flag=True, help="Measure anew, keep nothing.")
+@click.option("--resume", is_flag=True, help="Keep the ranking beside the output; go on from it.")
+@click.option("--show-text", is_flag=True, help="Write what models wrote; it may offend.")
+@click.option("--dry-run", is_flag=True, help="Say what it would need, and stop.")
+@shared.seed_option
+@shared.output_options
+@shared.json_option
+def command(
+    output: Path | None, overwrite: bool, as_json: bool, dry_run: bool, resume: bool, **options: Any
+) -> None:
+    """Find what carries a behaviour in MODEL, cut it under a budget, and test that on unseen data.
+
+    Writes the edit with its report card to a folder. MODEL stays as it is: excise apply writes the
+    corrected one. Exit code 3 where the gate is not met.
+    """
+    from ..core.artefact import check_output
+    from ..core.errors import ExciseError
+    from .correct_run import bound, checked, corrected, plan_text, prepared, write_card
+
+    if output is None and not dry_run:
+        raise ExciseError("say where the edit goes: -o FOLDER")
+    if output is not None and not dry_run:
+        check_output(output, overwrite)
+        _check_kind(output)
+    started = time.perf_counter()
+
+    def tell(text: str) -> None:
+        click.echo(f"[{time.perf_counter() - started:5.0f} s] {text}", err=True)
+
+    show_text, revision = options.pop("show_text"), options["revision"]
+    asked = checked(options)
+    work = prepared(shared.load(options), asked)
+    for line in plan_text(work, asked).splitlines():
+        tell(line)
+    if dry_run:
+        return
+    assert output is not None
+    progress = output.with_name(f".{output.name}.progress") if resume else None
+    found = corrected(work, asked, progress, tell)
+    if not isinstance(found, tuple):
+        _refuse(found, output, as_json)
+    card, recipe = found
+    card = bound(card, recipe, revision)
+    write_card(card, output, overwrite, show_text)
+    if progress:
+        shutil.rmtree(progress, ignore_errors=True)
+    _print(card, output, as_json)
+    if not card.passed:
+        missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]
+        click.echo(f"excise: gate not met: {', '.join(missed)}", err=True)
+        sys.exit(GATE_NOT_MET)
+
+
+def _check_kind(output: Path) -> None:
+    """Refuse an output that would lose something else than an older edit."""
+    from ..core.artefact import read_config
+    from ..core.errors import ExciseError
+
+    if output.exists() and (kind := read_config(output).get("kind")) != "edit":
+        raise ExciseError(f"{output} holds a {kind or 'model'} and no edit: choose another name")
+
+
+def _refuse(dose: "DoseResponse", output: Path, as_json: bool) -> NoReturn:
+    """Say which doses were tried where none will do; nothing is written."""
+    from ..eval.report import finite
+
+    if as_json:
+        found = {"passed": False, "output": None, "dose_response": dose.to_json()}
+        click.echo(json.dumps(finite(found), allow_nan=False))
+    else:
+        click.echo(shared.aligned(*dose.table()))
+    click.echo(
+        f"excise: no dose keeps perplexity within {100 * dose.budget:g} % and removes anything, so "
+        f"{output} is not written: give smaller --sizes, a --factor nearer 1, or a larger --budget",
+        err=True,
+    )
+    sys.exit(GATE_NOT_MET)
+
+
+def _print(card: "Card", output: Path, as_json: bool) -> None:
+    from ..correction.card import card_json, controls_table, durability_table, summary_table
+
+    if as_json:
+        found = {**card_json(card), "output": str(output)}
+        click.echo(json.dumps(found, allow_nan=False))
+        return
+    click.echo(str(card.edit))
+    parts = [shared.aligned(*card.dose.table()), shared.aligned(*summary_table(card))]
+    if card.controls:
+        parts.append(shared.aligned(*controls_table(card)))
+    if card.durable:
+        parts.append(shared.aligned(*durability_table(card)))
+    click.echo("\n\n".join(["", *parts, ""]))
+    for gate in card.report.gates:
+        click.echo(f"gate {'met' if gate.passed else 'NOT met'}: {gate.model}")
+        for check in gate.checks:
+            click.echo(str(check))
+    click.echo(f"written to {output}; look at {output / 'report.html'}")

