@@ -51,15 +51,14 @@ class Attribution:
 
         return cls(*(column(f.name) for f in fields(cls)))
 
-    @classmethod
-    def mean(cls, parts: "list[Attribution]") -> "Attribution":
-        """Average several attributions of the same samples."""
+    def plus(self, other: "Attribution") -> "Attribution":
+        """Add the scores of another attribution of the same samples."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Attribution(*(None if a is None else a + b for a, b in pairs))
 
-        def column(name: str) -> Tensor | None:
-            found = [t for part in parts if (t := getattr(part, name)) is not None]
-            return torch.stack(found).mean(0) if found else None
-
-        return cls(*(column(f.name) for f in fields(cls)))
+    def times(self, factor: float) -> "Attribution":
+        """Multiply all scores."""
+        return Attribution(*(None if t is None else t * factor for t in vars(self).values()))
 
     @property
     def nodes(self) -> Float[Tensor, "samples nodes"]:
@@ -170,13 +169,24 @@ class _Scorer:
                 self._backward(probe, clean)
                 return self._collected(probe, dict(probe.values), before)
             now = self._look(probe, clean)
-            start, end = before["embed", 0], now["embed", 0]
-            parts = []
-            for point in self.method.points:
-                probe.embedded = start + point * (end - start)
-                self._backward(probe, clean)
-                parts.append(self._collected(probe, now, before))
-        return Attribution.mean(parts)
+            found = None
+            for site in self._sites():
+                for point in self.method.points:
+                    value = before[site] + point * (now[site] - before[site])
+                    probe.replaced = {site: value}
+                    self._backward(probe, clean)
+                    part = self._collected(probe, now, before, site)
+                    found = part if found is None else found.plus(part)
+            probe.replaced = {}
+        assert found is not None
+        return found.times(1.0 / len(self.method.points))
+
+    def _sites(self) -> list[Key]:
+        """Return the places that go along the path, each by itself."""
+        if self.method.path == "embeddings":
+            return [("embed", 0)]
+        layers = range(len(self.view.layers))
+        return [("embed", 0), *((place, i) for i in layers for place in ("z", "hidden"))]
 
     @contextmanager
     def _still(self) -> Iterator[None]:
@@ -200,16 +210,27 @@ class _Scorer:
         values.sum().backward()
 
     def _collected(
-        self, probe: Probe, now: dict[Key, Tensor], before: dict[Key, Tensor]
+        self,
+        probe: Probe,
+        now: dict[Key, Tensor],
+        before: dict[Key, Tensor],
+        site: Key | None = None,
     ) -> Attribution:
-        """Multiply what components write, `now` less `before`, with the probe's gradients."""
+        """Multiply what components write, `now` less `before`, with the probe's gradients.
+
+        Where paths lead through activations, only what is written at the site counts.
+        """
         view, layers = self.view, range(len(self.view.layers))
+        own = site if self.method.path == "activations" else None
 
         def product(place: str, index: int) -> Tensor:
             x, grad = full_precision(now[place, index]), probe.grads.get((place, index))
+            at = ("hidden" if place == "mlp" else place), index
+            if grad is None or own not in (None, at):
+                return torch.zeros_like(x)
             if before:
                 x = x - full_precision(before[place, index])
-            return torch.zeros_like(x) if grad is None else x * full_precision(grad)
+            return x * full_precision(grad)
 
         heads = mlps = neurons = edges = None
         if self.nodes:
@@ -220,9 +241,18 @@ class _Scorer:
             neurons = torch.stack([product("hidden", i).sum(1) for i in layers], 1)
         if self.edges:
             constant_std = self.method.rules is not None
-            edges = edge_scores(view, self.graph, probe, now, before, constant_std)
+            writers = slice(None) if own is None else self._writers_at(own)
+            edges = edge_scores(view, self.graph, probe, now, before, constant_std, writers)
         return Attribution(*(None if t is None else t.float().cpu()
                              for t in (heads, mlps, neurons, edges)))  # fmt: skip
+
+    def _writers_at(self, site: Key) -> slice:
+        place, index = site
+        if place == "embed":
+            return slice(0, 1)
+        first = self.graph.writer_index["head", index, 0]
+        mlp = self.graph.writer_index["mlp", index]
+        return slice(first, mlp) if place == "z" else slice(mlp, mlp + 1)
 
     def _norms(self, now: dict[Key, Tensor]) -> Attribution:
         """Score by Euclidean norms over positions: of edges the writer's, at every reader."""

@@ -17,7 +17,13 @@ Part = Callable[[ModelView, LayerView, int, Values], Tensor]
 
 
 def edge_scores(
-    view: ModelView, graph: Graph, probe: Probe, now: Values, before: Values, constant_std: bool
+    view: ModelView,
+    graph: Graph,
+    probe: Probe,
+    now: Values,
+    before: Values,
+    constant_std: bool,
+    writers: slice = slice(None),
 ) -> Float[Tensor, "b edges"]:
     """Score every edge of a batch after its backward pass.
 
@@ -32,15 +38,18 @@ def edge_scores(
         before: What they write on the counterfactual prompts; empty for nothing.
         constant_std: Whether norms are linear maps with a constant standard deviation (under
             relevance rules), or differentiated.
+        writers: Those whose edges are scored.
 
     Returns:
-        Sums over positions, in the order of the true entries of `graph.is_edge`.
+        Sums over positions, in the order of the true entries of `graph.is_edge`; 0 for edges of
+        other writers.
     """
     embed = now["embed", 0] - before["embed", 0] if before else now["embed", 0]
     b, t, d = embed.shape
     scores = embed.new_zeros(b, len(graph.writers), len(graph.readers))
     written = embed.new_empty(b, len(graph.writers), t, d)
     n, reader = 0, 0
+    first, last, _ = writers.indices(len(graph.writers))
 
     def add(parts: Float[Tensor, "b parts t d"]) -> None:
         nonlocal n
@@ -50,7 +59,8 @@ def edge_scores(
     def read(grads: Float[Tensor, "b units t d"]) -> None:
         nonlocal reader
         units = slice(reader, reader + grads.shape[1])
-        scores[:, :n, units] = written[:, :n].flatten(2) @ grads.flatten(2).transpose(1, 2)
+        rows = slice(first, min(n, last))
+        scores[:, rows, units] = written[:, rows].flatten(2) @ grads.flatten(2).transpose(1, 2)
         reader = units.stop
 
     def pass_norm(place: str, index: int) -> None:
@@ -59,7 +69,8 @@ def edge_scores(
             layer = view.layers[index]
             norm = layer.attention_norm if place == "attention_norm" else layer.mlp_norm
             linear = LinearNorm.at(norm, probe.values[place, index][:, None], constant_std)
-            written[:, :n] = linear.forward(written[:, :n])
+            rows = slice(first, min(n, last))
+            written[:, rows] = linear.forward(written[:, rows])
 
     add(embed[:, None])
     for index, layer in enumerate(view.layers):
@@ -69,14 +80,17 @@ def edge_scores(
             norm = LinearNorm.at(layer.attention_norm, x, constant_std)
         for place, linear, units in attention_readers(view, layer):
             grad = probe.grads.get((place, index))
-            if grad is None:  # attention patterns are constant: nothing flows to queries and keys
+            if grad is None or n <= first:  # under constant patterns, or before the writers
                 reader += units
                 continue
             parts = by_head(linear.weight, grad, units)
             read(parts if norm is None else norm.backward(parts))
         add(_change(_heads, view, index, now, before))
         pass_norm("attention_norm", index)
-        read(probe.grads["read", index][:, None])
+        if n > first:
+            read(probe.grads["read", index][:, None])
+        else:
+            reader += 1
         add(_change(_mlp, view, index, now, before))
         pass_norm("mlp_norm", index)
     read(probe.grads["end", 0][:, None])

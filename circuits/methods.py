@@ -20,18 +20,17 @@ class CircuitMethod:
     contrast: Literal["gradient"] | None = "gradient"
     """What activations are multiplied with; None scores by their size."""
     points: tuple[float, ...] = ()
-    """Points of the path from counterfactual (0) to clean (1) token embeddings over which
-    gradients are averaged; none means at the clean prompt."""
+    """Points of the path from counterfactual (0) to clean (1) over which gradients are averaged;
+    none means at the clean prompt."""
+    path: Literal["embeddings", "activations"] = "embeddings"
+    """What goes along the path: token embeddings, once for all components, or what one layer's
+    heads or MLP write, once for each."""
     exact: bool = False
     """Whether components are really replaced, one at a time."""
     random: bool = False
 
-    @property
-    def steps(self) -> int:
-        """How many gradients are averaged."""
-        return len(self.points)
 
-
+_MIDPOINTS = (1 / 6, 1 / 2, 5 / 6)
 _EAP_IG_POINTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 CIRCUIT_METHODS: dict[str, CircuitMethod] = {
@@ -56,6 +55,19 @@ CIRCUIT_METHODS: dict[str, CircuitMethod] = {
             "RelP with coefficients averaged over the 5 points of EAP-IG",
             rules="relp",
             points=_EAP_IG_POINTS,
+        ),
+        CircuitMethod(
+            "relp-ig-activations",
+            "RelP averaged over 3 points of each layer's own path; a backward pass for each",
+            rules="relp",
+            points=_MIDPOINTS,
+            path="activations",
+        ),
+        CircuitMethod(
+            "eap-ig-activations",
+            "the same with plain gradients (MIB, arXiv 2504.13151)",
+            points=_MIDPOINTS,
+            path="activations",
         ),
         CircuitMethod(
             "cp-lrp-difference",

@@ -39,8 +39,8 @@ class Probe:
         """What was there in the last pass."""
         self.grads: dict[Key, Tensor] = {}
         """Gradients there in the last backward pass."""
-        self.embedded: Tensor | None = None
-        """Replaces the start of the residual stream, for integrated gradients."""
+        self.replaced: dict[Key, Tensor] = {}
+        """What is put in the place of activations, for integrated gradients."""
         self._shape = (0, 0)
         self._undo = ExitStack()
 
@@ -100,8 +100,8 @@ class Probe:
         return module.register_forward_hook(hook)
 
     def _seen(self, key: Key, x: Tensor, tap: bool) -> Tensor | None:
-        if key[0] == "embed" and self.embedded is not None:
-            x = self.embedded.detach().requires_grad_()
+        if key in self.replaced:
+            x = self.replaced[key].detach().view_as(x).requires_grad_()
         self.values[key] = x.detach().view(*self._shape, -1)
         if not (tap and torch.is_grad_enabled() and x.requires_grad):
             return None
