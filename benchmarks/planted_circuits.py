@@ -58,13 +58,13 @@ def main() -> None:
     print(table(rows, methods))
 
 
-COLUMNS = (("heads", 0), ("MLPs", 0), ("edges", 0), ("neurons", 1), ("backups", 0))
+COLUMNS = (("heads", 0), ("MLPs", 0), ("edges", 0), ("edges", 1), ("neurons", 1), ("backups", 0))
 
 
 def table(rows: dict[str, Any], methods: list[str]) -> str:
     """Render means and ranges over seeds and circuits."""
-    lines = ["| method | family | heads AUROC | MLPs AUROC | edges AUROC | neurons recall | "
-             "backup heads AUROC |", "|" + "---|" * 7]  # fmt: skip
+    lines = ["| method | family | heads AUROC | MLPs AUROC | edges AUROC | edges recall | "
+             "neurons recall | backup heads AUROC |", "|" + "---|" * 8]  # fmt: skip
     for method in methods:
         for family in ("llama", "opt"):
             cells = []

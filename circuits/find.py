@@ -49,7 +49,7 @@ def find_circuit(
     Args:
         model: A causal language model of a supported family.
         parts: Prompts to score, to choose and to test on.
-        search: How; default: nodes by RelP, faithfulness 0.9 under resample ablation.
+        search: How; default: nodes by RelP along a path, faithfulness 0.9 under resample ablation.
         task: A name for what is looked at.
         tokenizer: Decodes the example prompts of the page; without one there are none.
         batch_size: Prompts per pass.

@@ -29,7 +29,7 @@ class Search:
     """How a circuit is looked for."""
 
     level: str = "nodes"
-    method: str = "relp"
+    method: str = "relp-ig"
     rank: str = "signed"
     ablation: Ablation = "resample"
     faithfulness: float = 0.9

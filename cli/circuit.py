@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="JSONL: clean, answer, wrong and, but for zero ablation, counterfactual.",
 )
-@click.option("--samples", default=64, show_default=True, help="Prompts to score; as many to test.")
-@click.option("--method", help="See excise ls circuit-methods.  [default: relp; lrp without pairs]")
+@click.option("--samples", default=48, show_default=True, help="Prompts to score; as many to test.")
+@click.option(
+    "--method", help="See excise ls circuit-methods.  [default: relp-ig; lrp without pairs]"
+)
 @click.option(
     "--scores", type=click.Path(path_type=Path), help="JSON of EAP-IG or MIB, instead of a method."
 )
@@ -134,7 +136,7 @@ def search_of(options: dict[str, Any]) -> "Search":
 
     return Search(
         level=options["level"] or "nodes",
-        method=options["method"] or ("lrp" if options["level"] == "weights" else "relp"),
+        method=options["method"] or ("lrp" if options["level"] == "weights" else "relp-ig"),
         rank=options["rank"],
         ablation=options["ablation"] or ("zero" if options["level"] == "weights" else "resample"),
         faithfulness=options["faithfulness"],
