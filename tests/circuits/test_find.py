@@ -115,7 +115,7 @@ def test_weights(tmp_path: Path, tiny_llama: Any, parts: Parts):
     circuit.save_pretrained(tmp_path / "w")
     assert torch.equal(Circuit.from_pretrained(tmp_path / "w").in_circuit, circuit.in_circuit)
     assert circuit.as_json()["weights"] == circuit.by_matrix()
-    with pytest.raises(ExciseError, match="method 'relp' scores no weights: use one of lrp"):
+    with pytest.raises(ExciseError, match="method 'relp-ig' scores no weights: use one of lrp"):
         Search(level="weights", ablation="zero")
     with pytest.raises(ExciseError, match="set to zero"):
         Search(level="weights", method="lrp")
@@ -202,7 +202,7 @@ def test_two_circuits_side_by_side(tiny_llama: Any, tiny_opt: Any, parts: Parts)
     assert found.expected == pytest.approx(2.4 / 7.6)
     assert found.rank_correlation == pytest.approx(1.0)
     json.dumps(found.as_json())
-    edges = found_in(tiny_llama, parts, level="edges", size=6)
+    edges = found_in(tiny_llama, parts, level="edges", size=25)
     with pytest.raises(ExciseError, match="the level is nodes here and edges there"):
         compare_circuits(one, edges)
     with pytest.raises(ExciseError, match="the shape is"):

@@ -66,7 +66,7 @@ def test_what_other_tools_read_comes_back(
     tiny_folder: Callable[[str], Path], tmp_path: Path, prompts: Path
 ):
     model = tiny_folder("llama-gqa")
-    source = ("circuit", model, "--prompts", prompts, "--edges", "--size", 9, *QUICK)
+    source = ("circuit", model, "--prompts", prompts, "--edges", "--size", 25, *QUICK)
     call(*source, "-o", tmp_path / "a")
     files = [tmp_path / name for name in ("c.svg", "c.dot", "c.json", "c.html")]
     call("show", tmp_path / "a", "--svg", files[0], "--dot", files[1], "--eap-ig", files[2],
