@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,31 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
+def unpageable() -> int:
+    """Return the bytes of `resident` that lie in no file, so that they must stay in memory.
+
+    Where the system does not tell (only Linux does), all of `resident`.
+    """
+    status = Path("/proc/self/status")
+    if _cuda() is not None or not status.is_file():
+        return resident()
+    rows = [row.split() for row in status.read_text().splitlines()]
+    return sum(int(row[1]) for row in rows if row[0] in ("RssAnon:", "RssShmem:")) * 1024
+
+
+def on_disk(model: Any) -> int:
+    """Return the bytes of a model's weights that lie in mapped files; see `core.offload`."""
+    stored = ((tensor, tensor.untyped_storage()) for tensor in model.parameters())
+    return sum(tensor.nbytes for tensor, storage in stored if storage.filename is not None)
+
+
 def held_with(model: Any) -> int:
-    """Return the bytes held now, or of a model's weights if more: some may not be read yet."""
+    """Return the bytes held now, or of a model's weights if more: some may not be read yet.
+
+    Of a model on disk, what must stay in memory.
+    """
+    if on_disk(model):
+        return unpageable()
     return max(resident(), sum(parameter.nbytes for parameter in model.parameters()))
 
 
@@ -53,14 +76,19 @@ class Held:
 
 
 @contextmanager
-def watched(seconds: float = 0.01) -> Iterator[Held]:
-    """Watch what a block holds, by looking every so many seconds: short peaks may be missed."""
-    held = Held(resident(), resident())
+def watched(seconds: float = 0.01, count: Callable[[], int] = resident) -> Iterator[Held]:
+    """Watch what a block holds, by looking every so many seconds: short peaks may be missed.
+
+    Args:
+        seconds: Between two looks.
+        count: What is looked at: `resident` or `unpageable`.
+    """
+    held = Held(count(), count())
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(seconds):
-            held.most = max(held.most, resident())
+            held.most = max(held.most, count())
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -69,7 +97,7 @@ def watched(seconds: float = 0.01) -> Iterator[Held]:
     finally:
         ended.set()
         thread.join()
-        held.most = max(held.most, resident())
+        held.most = max(held.most, count())
 
 
 def available() -> int:

@@ -10,8 +10,9 @@ from ..core.errors import ExciseError
 from ..core.families import LayerView, ModelView
 from .budgets import outlier_ratio, owl_budgets
 from .criteria import get_criterion
+from .packed import PackedMasks
 from .recipe import OWL, SPARSEGPT, Recipe
-from .scopes import Scope, keep_global, keep_with_rows, parse_scope
+from .scopes import Scope, gone_global, keep_but, keep_with_rows, parse_scope
 from .statistics import LinearStatistics
 
 
@@ -102,12 +103,17 @@ def decide(
     if criterion is None:
         return Choice(dict.fromkeys(linears, goal))
     scores = _Scores(criterion, linears, statistics, kept)
-    masks = keep_global(scores, goal, recipe.floor, recipe.ceiling)
-    if whole:
-        return Choice(masks=masks)
-    if recipe.budget_unit == "row":
-        return Choice(rows={path: mask.sum(1) for path, mask in masks.items()})
-    return Choice({path: 1 - int(mask.sum()) / mask.numel() for path, mask in masks.items()})
+    gone = gone_global(scores, goal, recipe.floor, recipe.ceiling)
+    if not whole and recipe.budget_unit == "matrix":
+        return Choice({path: gone[path] / linears[path].weight.numel() for path in linears})
+    masks, rows = PackedMasks(), {}
+    for path in linears:  # one at a time: together they are as large as a quarter of the weights
+        mask = keep_but(scores[path], gone[path])
+        if whole:
+            masks[path] = mask
+        else:
+            rows[path] = mask.sum(1)
+    return Choice(rows=rows, masks=masks)
 
 
 class _Scores(Mapping[str, Tensor]):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..core.artefact import read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView
 from ..lrp.relevance import Relevance
+from .packed import packed, unpacked
 from .scopes import keep_row
 
 
@@ -53,12 +53,9 @@ class Mask:
         """
         shapes = {name: list(tensor.shape) for name, tensor in self.keep.items()}
         config = {"component": self.component, "shapes": shapes, "sparsity": self.sparsity}
-        packed = {
-            name: torch.from_numpy(np.packbits(keep.cpu().numpy()))
-            for name, keep in self.keep.items()
-        }
+        bits = {name: packed(keep) for name, keep in self.keep.items()}
         readme = f"# Mask\n\nWhich components of a model stay: {self} are gone.\n"
-        write_artefact(path, "mask", config, packed, readme, overwrite)
+        write_artefact(path, "mask", config, bits, readme, overwrite)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "Mask":
@@ -67,13 +64,12 @@ class Mask:
         Raises:
             ExciseError: No mask, or a damaged one.
         """
-        config, packed = read_artefact(path, "mask")
+        config, bits = read_artefact(path, "mask")
         keep = {}
         for name, shape in config["shapes"].items():
-            if name not in packed or packed[name].numel() != -(-math.prod(shape) // 8):
+            if name not in bits or bits[name].numel() != -(-math.prod(shape) // 8):
                 raise ExciseError(f"{path} is damaged: {name} is not there, or of another size")
-            bits = np.unpackbits(packed[name].numpy(), count=math.prod(shape)).astype(bool)
-            keep[name] = torch.from_numpy(bits).view(shape)
+            keep[name] = unpacked(bits[name], shape)
         return cls(config["component"], keep)
 
     def apply_(self, model: Any) -> None:

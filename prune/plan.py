@@ -9,12 +9,13 @@ import torch
 
 from ..core.data import Sample
 from ..core.families import ModelView
-from ..core.memory import held_with, readable
+from ..core.memory import held_with, on_disk, readable
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.run import activation_bytes
 from .calibrate import passes
 from .choice import check_fit, linears_of, survey_needs
 from .recipe import Recipe
+from .scopes import parse_scope
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Plan:
     """Bytes and seconds, each by what takes them."""
 
     held: int
-    """Bytes the process holds now, the model among them."""
+    """Bytes the process holds now, the model among them unless it lies on disk."""
     scores: int
     """Of what the whole model decides: masks, statistics of weights."""
     gradients: int
@@ -34,6 +35,8 @@ class Plan:
     """Of the hidden states of all samples: those a layer reads, and the dense model's last ones
     if tuning fits them."""
     seconds: float
+    disk: int = 0
+    """Of weights in mapped files, which the system pages in and out: no part of the peak."""
 
     @property
     def peak(self) -> int:
@@ -45,6 +48,8 @@ class Plan:
         for name in ("scores", "gradients", "layer", "buffers"):
             if size := getattr(self, name):
                 parts.append(f"{name} {readable(size)}")
+        if self.disk:
+            parts.append(f"weights on disk {readable(self.disk)}, not counted")
         time = f"{self.seconds / 60:.0f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
         return f"about {time}, peak memory about {readable(self.peak)} ({', '.join(parts)})"
 
@@ -80,13 +85,15 @@ def plan(
         fitter = RelevanceFitter(model, "next-tokens", "lrp", (), ("*",), "square")
         gradients = activation_bytes(fitter, (rows if gathered else 1) * longest)
     kept = sum(name in needs for name in gathered)
+    bits = 2 if parse_scope(recipe.scope).kind == "global" else 1  # per weight, of masks
     return Plan(
         held=held_with(model),
-        scores=weights * (2 if recipe.budget else 1) + 4 * weights * kept,
+        scores=weights * bits // 8 + 4 * weights * kept,
         gradients=gradients,
         layer=_layer_bytes(view, recipe, rows * longest),
         buffers=tokens * view.d_model * size * (recipe.sees_inputs + bool(recipe.tune)),
         seconds=_operations(view, recipe, tokens) / (speed or _speed(view.embedding.weight)),
+        disk=on_disk(model),
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -50,13 +50,17 @@ class Progress:
         return self.folder is not None and self._layer(step, index).is_file()
 
     def load_layer(
-        self, step: int, index: int, linears: Mapping[str, nn.Linear], kept: dict[str, Tensor]
+        self,
+        step: int,
+        index: int,
+        linears: Mapping[str, nn.Linear],
+        kept: MutableMapping[str, Tensor],
     ) -> None:
         """Put a finished layer's weights into the model, and its masks into `kept`."""
         tensors = self._read(self._layer(step, index))
         for path, linear in linears.items():
             linear.weight.data.copy_(tensors[path])
-            kept[path] = tensors[f"{path}.keep"].to(linear.weight.device)
+            kept[path] = tensors[f"{path}.keep"]
 
     def save_layer(
         self, step: int, index: int, linears: Mapping[str, nn.Linear], kept: Mapping[str, Tensor]

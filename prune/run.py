@@ -21,6 +21,7 @@ from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
 from .cut import Mask, plain_linear
 from .inputs import Inputs
+from .packed import PackedMasks
 from .progress import Progress
 from .recipe import SPARSEGPT, Recipe
 from .scopes import count_gone, parse_scope
@@ -119,7 +120,10 @@ def prune_weights(
     finally:
         for module, flag in training.items():
             module.training = flag
-    mask = Mask("weights", {f"{path}.weight": keep for path, keep in job.kept.items()})
+    keep = PackedMasks()
+    for path in list(job.kept):
+        keep[f"{path}.weight"] = job.kept.pop(path)
+    mask = Mask("weights", keep)
     return Pruned(mask, recipe, time.perf_counter() - started, job.errors, divergences)
 
 
@@ -140,10 +144,9 @@ class _Job:
         self.view, self.samples, self.recipe, self.store = view, samples, recipe, store
         self.batch_size, self.device, self.seed, self.progress = batch_size, device, seed, progress
         self.scope = parse_scope(recipe.scope)
-        self.kept = {
-            path: torch.ones(linear.weight.shape, dtype=torch.bool)
-            for path, linear in view.layer_linears().items()
-        }
+        self.kept = PackedMasks()
+        for path, linear in view.layer_linears().items():
+            self.kept[path] = torch.ones(linear.weight.shape, dtype=torch.bool)
         self.statistics: dict[str, LinearStatistics] = {}
         self.token_weights: dict[str, list[Tensor]] = {}
         self.errors: dict[str, float] = {}
@@ -246,7 +249,7 @@ class _Job:
             error = reconstruction_error(weight, updated, statistics.gram)
             self.errors[path] = error / statistics.tokens
         linear.weight.data.copy_(updated)
-        self.kept[path] = keep.cpu()
+        self.kept[path] = keep
 
 
 def _updated(recipe: Recipe, weight: Tensor, gram: Tensor | None, keep: Tensor) -> Tensor:
@@ -283,11 +286,18 @@ def _check_device(device: Any) -> None:
 
 @contextmanager
 def _on(module: nn.Module, device: Any) -> Iterator[None]:
-    """Have a layer on a device for a while."""
-    home = next(module.parameters()).device
+    """Have a layer on a device for a while.
+
+    Its weights come back to where they were, which may be a mapped file.
+    """
+    homes = [(parameter, parameter.data) for parameter in module.parameters()]
     if device is not None:
         module.to(device)
     try:
         yield
     finally:
-        module.to(home)
+        for parameter, home in homes:
+            if parameter.data_ptr() != home.data_ptr():
+                home.copy_(parameter.data)
+                parameter.data = home
+        module.to(homes[0][1].device)  # buffers

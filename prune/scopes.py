@@ -104,7 +104,7 @@ def keep_with_rows(
 def keep_layer(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tensor, "out in"]:
     """Keep the highest scores of the matrix."""
     _refuse_nan(scores)
-    return _keep_but(scores, count_gone(sparsity, scores.numel()))
+    return keep_but(scores, count_gone(sparsity, scores.numel()))
 
 
 def keep_n_m(scores: Float[Tensor, "out in"], n: int, m: int) -> Bool[Tensor, "out in"]:
@@ -147,7 +147,18 @@ def keep_global(
     floor: Bounds = 0.0,
     ceiling: Bounds = 1.0,
 ) -> dict[str, Bool[Tensor, "..."]]:
-    """Keep the highest scores over all matrices, each within its own bounds.
+    """Keep the highest scores over all matrices, each within its own bounds; see `gone_global`."""
+    gone = gone_global(scores, sparsity, floor, ceiling)
+    return {name: keep_but(scores[name], gone[name]) for name in gone}
+
+
+def gone_global(
+    scores: Mapping[str, Float[Tensor, "..."]],
+    sparsity: float,
+    floor: Bounds = 0.0,
+    ceiling: Bounds = 1.0,
+) -> dict[str, int]:
+    """Return how many of each matrix go where scores of all of them compete.
 
     Takes the lowest scores such that no matrix loses less than its floor or more than its ceiling:
     as if each matrix's lowest were gone up to the floor, its highest were safe from the ceiling on,
@@ -190,7 +201,7 @@ def keep_global(
         more = min(max(below[name] + equal[name], low[name]), high[name]) - gone[name]
         gone[name] += min(more, left)
         left -= min(more, left)
-    return {name: _keep_but(scores[name], gone[name]) for name in sizes}
+    return gone
 
 
 def count_gone(sparsity: float, total: int) -> int:
@@ -204,7 +215,7 @@ def count_gone(sparsity: float, total: int) -> int:
     return round(sparsity * total)
 
 
-def _keep_but(scores: Tensor, gone: int) -> Tensor:
+def keep_but(scores: Float[Tensor, "..."], gone: int) -> Bool[Tensor, "..."]:
     """Keep all but the lowest `gone` scores, of equal ones the last."""
     if gone == 0:
         return torch.ones_like(scores, dtype=torch.bool)
