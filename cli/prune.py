@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--length", default=512, show_default=True, help="Tokens per sample.")
 @click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--layer-device", help="Where layers are computed one at a time, as in cuda:0.")
+@click.option("--offload", help="A folder: keep the weights in files there, not in memory.")
 @click.option("--relevance", type=click.Path(path_type=Path), help="Scores from a score folder.")
 @click.option("--rank", default="abs", show_default=True, help="abs or signed, of --relevance.")
 @click.option("--other-model", is_flag=True, help="Use a relevance of other weights all the same.")
@@ -109,14 +110,15 @@ def _weights(
 ) -> None:
     """Zero weights by a recipe."""
     from ..core.export import save_model
-    from ..core.memory import peak, readable
+    from ..core.loading import load_model
+    from ..core.memory import peak, readable, unpageable, watched
     from ..prune.plan import plan
     from ..prune.progress import Progress
     from ..prune.run import prune_weights
 
     recipe = recipe_of(options, options["recipe"])
-    source = calibration_of(options)
-    loaded = shared.load(options)
+    source, offload = calibration_of(options), options["offload"]
+    loaded = load_model(options.pop("model"), shared.loading(options), offload)
     samples = source.samples(loaded, placeholders=options["dry_run"])
     expected = plan(loaded.model, samples, recipe, options["batch_size"])
     click.echo(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
@@ -125,12 +127,16 @@ def _weights(
         click.echo(json.dumps(planned) if as_json else f"{recipe}: {expected}")
         return
     assert output is not None
+    if offload and expected.gradients:
+        click.echo("gradients read all weights from disk for every batch", err=True)
     started = time.perf_counter()
-    pruned = prune_weights(
-        loaded.model, samples, recipe, batch_size=options["batch_size"], resume=resume,
-        device=options["layer_device"], seed=options["seed"], progress=True,
-    )  # fmt: skip
+    with watched(count=unpageable) as held:
+        pruned = prune_weights(
+            loaded.model, samples, recipe, batch_size=options["batch_size"], resume=resume,
+            device=options["layer_device"], seed=options["seed"], progress=True,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
+    most = held.most if offload else peak()
     result = {"sparsity": pruned.sparsity, "asked": recipe.goal, "recipe": recipe.to_json()}
     extra = {"calibration": str(source), "prompt_hashes": source.prompt_hashes(),
              "divergences": pruned.divergences}  # fmt: skip
@@ -139,10 +145,10 @@ def _weights(
         parts={"mask": pruned.mask},
     )  # fmt: skip
     Progress(resume).remove()
-    measured = {"seconds": round(seconds, 3), "peak": peak(),
+    measured = {"seconds": round(seconds, 3), "peak": most,
                 "forecast_seconds": round(expected.seconds, 3), "forecast_peak": expected.peak,
                 "divergences": pruned.divergences}  # fmt: skip
-    click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
+    click.echo(f"took {seconds:.1f} s, peak memory {readable(most)}", err=True)
     if as_json:
         click.echo(json.dumps({"output": str(output), **result, **measured}))
     else:

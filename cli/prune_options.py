@@ -9,7 +9,7 @@ from click.core import ParameterSource
 CHANGES = ("criterion", "scope", "order", "update", "budget", "budget_unit", "floor", "ceiling",
            "rescore", "steps", "iterations", "damping", "weigh_tokens", "tune")  # fmt: skip
 """Options that replace a field of the recipe."""
-OF_RECIPES = ("recipe", *CHANGES, "layer_device", "resume")
+OF_RECIPES = ("recipe", *CHANGES, "layer_device", "offload", "resume")
 """Options of recipes of weights."""
 OF_RELEVANCE = ("rank", "other_model")
 OF_TABLES = ("perplexity", "window", "limit")
@@ -33,6 +33,8 @@ def check_options(options: dict[str, Any]) -> None:
         refused |= dict.fromkeys(OF_TABLES, "is for tables: give --compare or --sweep, or leave it")
     elif component != "weights" or by_relevance:
         refused[table] = "is for recipes of weights: leave it out here"
+    if table is not None:
+        refused["offload"] = f"is for one model, and --{table} holds a copy of the dense one"
     if options["compare"]:
         refused["recipe"] = "is one of many here: name it in --compare"
     if not by_relevance:

@@ -67,18 +67,24 @@ class Loaded:
     name: str
 
 
-def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
+def load_model(
+    name: str, options: LoadOptions | None = None, offload: str | Path | None = None
+) -> Loaded:
     """Load a causal language model of a supported family, and its tokenizer.
 
     Args:
         name: Hub id, folder, `.gguf` file, or `smollm2`.
         options: Precision, placement, quantisation.
+        offload: A folder on a disk with room: the weights are kept in files there instead of in
+            memory, on the CPU; see `excise.core.offload`. Files are gone when the model is.
 
     Raises:
         ExciseError: Nothing there, or damaged, or a package is missing; says which.
         UnsupportedModelError: A model type without a family row.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from .offload import load_offloaded
 
     options = options or LoadOptions()
     if name != EMBEDDED and get_close_matches(name, [EMBEDDED]) and not Path(name).exists():
@@ -87,18 +93,24 @@ def load_model(name: str, options: LoadOptions | None = None) -> Loaded:
         source = str(converted_gguf(path))
     else:
         source = str(converted_gguf(embedded_gguf())) if name == EMBEDDED else name
+    if offload is not None:
+        _check_offload(options)
     shared: dict[str, Any] = {"revision": options.revision, "trust_remote_code": False}
     auto: Any = AutoModelForCausalLM
     try:
         _check_weights(source, options)
         _check_type(AutoConfig.from_pretrained(source, **shared))
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-        model = auto.from_pretrained(source, **shared, **_arguments(options))
+        if offload is None:
+            model = auto.from_pretrained(source, **shared, **_arguments(options))
+        else:
+            dtype = None if options.dtype == "auto" else torch_dtype(options.dtype)
+            model = load_offloaded(source, offload, dtype, options.revision)
     except SafetensorError as error:
         raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ExciseError(f"cannot load {name!r}: {first_line(error)}") from error
-    if not (options.device_map or options.load_in_4bit or options.load_in_8bit):
+    if not (offload or options.device_map or options.load_in_4bit or options.load_in_8bit):
         try:
             model = model.to(options.device or own_device())
         except (RuntimeError, AssertionError) as error:  # no such device, or torch built without
@@ -215,6 +227,20 @@ def _check_type(config: Any) -> None:
         f"model type {config.model_type!r} is not supported{modules}; "
         f"supported are {', '.join(sorted(FAMILIES))}"
     )
+
+
+def _check_offload(options: LoadOptions) -> None:
+    """Refuse placements that files cannot have."""
+    others = ("device_map", "load_in_4bit", "load_in_8bit", "allow_pickle")
+    given = [name for name in others if getattr(options, name)]
+    if options.device not in (None, "cpu"):
+        given.append("device")
+    if given:
+        name = given[0].replace("_", "-")
+        raise ExciseError(
+            f"--offload keeps safetensors on disk for the CPU: leave --{name} out "
+            "(--layer-device computes layers on a GPU)"
+        )
 
 
 def _check_weights(source: str, options: LoadOptions) -> None:

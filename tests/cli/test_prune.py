@@ -95,6 +95,23 @@ def test_dry_run_names_recipe_time_and_memory(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_offload_changes_nothing_but_memory(
+    kind: str, excise: Excise, tiny_folder: Callable[[str], Path], text_file: Path, tmp_path: Path
+):
+    arguments = ("prune", tiny_folder(kind), "--sparsity", 0.5, "--calibration", text_file, *SMALL)
+    assert excise(*arguments, "-o", tmp_path / "a").exit_code == 0
+    result = excise(*arguments, "-o", tmp_path / "b", "--offload", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "weights on disk" in result.stderr
+    assert "gradients read all weights from disk" in result.stderr
+    names = [sorted(p.name for p in (tmp_path / out).rglob("*")) for out in "ab"]
+    assert names[0] == names[1]
+    for name in ("model.safetensors", "config.json", "generation_config.json", "excise.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_resume_goes_on_and_cleans_up(
     excise: Excise,
     tiny_folder: Callable[[str], Path],
@@ -178,6 +195,13 @@ def test_tables_of_recipes_and_sparsities(
             "512 positions",
         ),
         (("--sparsity", "0.5", "--layer-device", "gpu", "-o", "x"), "layers cannot be computed"),
+        (("--sparsity", "0.5", "--offload", "none", "-o", "x"), "no folder at"),
+        (("--sparsity", "0.5", "--offload", ".", "--device", "cuda", "-o", "x"), "--layer-device"),
+        (("--compare", "wanda", "--offload", "."), "holds a copy of the dense one"),
+        (
+            ("--components", "neurons", "--sparsity", "0.5", "--offload", ".", "-o", "x"),
+            "for recipes of weights",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
