@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--task", default="ioi")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", help="comma-separated; default: all")
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     rows: dict[str, dict[str, dict[str, float]]] = {}
@@ -123,7 +124,7 @@ def main() -> None:
         ]
     for name, model, pairs, edges in settings:
         exact = attribute(model, pairs, "patching", edges=edges, batch_size=16)
-        for method in METHODS:
+        for method in given.methods.split(",") if given.methods else METHODS:
             found = attribute(model, pairs, method, edges=edges)
             rows.setdefault(method, {})[name] = correlations(found, exact)
         given.output.write_text(json.dumps(rows))

@@ -1,7 +1,7 @@
 """The whole way from a task to a circuit with its evidence, as one call."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,9 @@ def find_circuit(
     drawable = drawable and weights_are_readable(view)
     if level.name in ("nodes", "kv-groups") and drawable:
         drawn = parts.train[:PICTURED]  # for the lines between the nodes on the page
+        at_prompts = replace(method, points=())
         edges = attribute(
-            model, drawn, method, nodes=False, edges=True, batch_size=batch_size
+            model, drawn, at_prompts, nodes=False, edges=True, batch_size=batch_size
         ).edges
         assert edges is not None
         all_scores["edges"], _ = bootstrap(edges, seed=search.seed)

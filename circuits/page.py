@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOST_EDGES = 20_000
 """Edges on the page, those of the largest scores: more are no picture any more."""
 
-EDGES_OF_NODES = 600
+EDGES_OF_NODES = 300
 """Edges drawn between the nodes of a circuit of nodes."""
 
 _NOTES = {

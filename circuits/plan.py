@@ -34,11 +34,13 @@ def planned_peak(model: Any, parts: "Parts", search: "Search", batch_size: int) 
     written = view.n_heads * view.head_dim + view.d_mlp + view.d_model  # z, hidden, MLP
     layer = 4 * view.n_heads * view.head_dim + 4 * view.d_mlp + 6 * view.d_model
     activations = tokens * layers * (layer + 2 * written) * size
-    if search.level == "edges":
+    if search.level != "weights":  # of nodes, edges are drawn
         streams = len(graph.writers) * tokens * view.d_model * size
-        backward = 3 if search.refined else 2
-        activations += backward * streams
-    replaced = sum(len(pairs) * pairs.longest for pairs in (parts.validation, parts.test))
+        activations += (3 if search.refined else 2) * streams
+    # the prompts to choose and to test on, and half of the latter under two ablations
+    replaced = sum(
+        len(pairs) * pairs.longest for pairs in (parts.validation, parts.test, parts.test)
+    )
     replacements = 2 * replaced * layers * written * size
     n = get_level(search.level).count(Shape.of(view))
     if search.level == "weights":
