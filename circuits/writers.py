@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core.errors import ExciseError
-from ..core.families import LayerView, ModelView
+from ..core.families import LayerView, ModelView, plain_linear
 from .norms import LinearNorm
 
 
@@ -21,7 +20,7 @@ def head_outputs(
         layer: One of its layers.
         z: Input of the attention's output linear: all heads side by side.
     """
-    weight = plain(layer.attention_out, view).weight  # (d, heads * head_dim)
+    weight = plain_linear(layer.attention_out, view).weight  # (d, heads * head_dim)
     per_head = weight.view(-1, view.n_heads, view.head_dim)  # (d, H, D)
     parts = z.unflatten(-1, (view.n_heads, view.head_dim))  # (B, T, H, D)
     return torch.einsum("bthe,dhe->bhtd", parts, per_head)
@@ -59,7 +58,7 @@ def readable_weights(view: ModelView) -> None:
         ExciseError: Names a quantised linear.
     """
     for linear in _attention_linears(view):
-        plain(linear, view)
+        plain_linear(linear, view)
 
 
 def weights_are_readable(view: ModelView) -> bool:
@@ -74,23 +73,9 @@ def _attention_linears(view: ModelView) -> Iterator[nn.Module]:
 
 def attention_readers(view: ModelView, layer: LayerView) -> tuple[tuple[str, nn.Linear, int], ...]:
     """Return place, linear and number of units of a layer's queries, keys and values."""
-    query, key = (plain(module, view) for module in layer.query_key[:2])
+    query, key = (plain_linear(module, view) for module in layer.query_key[:2])
     return (
         ("q", query, view.n_heads),
         ("k", key, view.n_kv_heads),
         ("v", layer.value, view.n_kv_heads),
     )
-
-
-def plain(linear: nn.Module, view: ModelView) -> nn.Linear:
-    """Return a linear whose weights can be read.
-
-    Raises:
-        ExciseError: It is quantised.
-    """
-    if type(linear) is not nn.Linear:
-        raise ExciseError(
-            f"{view.path(linear)} is quantised ({type(linear).__name__}), and edges need its "
-            "weights: look at nodes, or load without --load-in-4bit / --load-in-8bit"
-        )
-    return linear

@@ -48,6 +48,9 @@ from ..eval.text import read_documents, read_texts
 from ..viz.page import write_page
 
 
+MOST_HASHES = 300
+"""In the edit itself, which stays a small file."""
+
 Tell = Callable[[str], None]
 
 
@@ -272,7 +275,8 @@ def corrected(
         "budgets": asked.budgets,
         "controls": asked["controls"],
         "seed": asked["seed"],
-        "prompt_hashes": sorted(material.found_by),
+        # for `excise eval` to know them again; all of them are in seen.json
+        "prompt_hashes": sorted(material.found_by)[:MOST_HASHES],
     }
     return card, recipe
 
@@ -343,4 +347,6 @@ def write_card(card: Card, output: Path, overwrite: bool, show_text: bool) -> No
         (folder / "report.md").write_text(card_markdown(card), encoding="utf-8")
         write_page(folder / "report.html", card_page(card, show_text))
         gates: Sequence[Any] = card.report.gates
+        seen = {"prompt_hashes": sorted(card.after.attribution)}
+        (folder / "seen.json").write_text(json.dumps(seen) + "\n", encoding="utf-8")
         (folder / "junit.xml").write_text(junit(gates), encoding="utf-8")

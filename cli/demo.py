@@ -2,7 +2,9 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,10 @@ from . import options as shared
 
 if TYPE_CHECKING:
     from ..core.data import Sample
+    from ..correction.proof import Card
     from ..eval.choice import Choice
     from ..eval.statistics import Measure
+    from .correct_run import Work
 
 WINDOW, WINDOWS, CONTROLS = 512, 8, 3
 
@@ -48,12 +52,14 @@ def command(
     """Score IOI prompts, cut the least relevant heads, and measure what that did.
 
     The controls cut as many heads at random. Scoring and testing share no name and no template;
-    perplexity is measured on text that is on every machine. Opens no network.
+    perplexity is measured on text that is on every machine. Then takes a behaviour out of the
+    model, and prints the verdict of its report card. Opens no network.
     """
     from ..core.artefact import check_output, whole_folder
     from ..core.loading import load_model
     from ..lrp.run import score
     from ..prune.cut import select
+    from .correct_run import write_card
 
     def step(text: str) -> None:
         click.echo(f"[{time.perf_counter() - started:5.1f} s] {text}", err=True)
@@ -80,16 +86,80 @@ def command(
         with mask.applied(loaded.model):
             rows.append(_measure(name, int((~mask.keep["heads"]).sum()), loaded, testing))
         step(f"{name} ({mask}): {rows[-1].ioi.accuracy} right, perplexity {rows[-1].text}")
+    card, verdict = _corrected(loaded, seed, step)
     with whole_folder(output, overwrite) as folder:
         relevance.save_pretrained(folder / "relevance")
-        result = {"kind": "demo", "model": model, "seed": seed, "rows": list(map(asdict, rows))}
+        if card:
+            write_card(card, folder / "correction", False, False)
+        result = {"kind": "demo", "model": model, "seed": seed, "rows": list(map(asdict, rows)),
+                  "correction": verdict}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(result, indent=2) + "\n")
         _draw(folder / "demo.html", relevance, rows, loaded, sparsity)
     step("done")
     if as_json:
         click.echo(json.dumps({**result, "output": str(output)}))
     else:
-        click.echo(_table(rows) + f"\npage: {output / 'demo.html'}")
+        click.echo(_table(rows) + f"\npage: {output / 'demo.html'}\n")
+        click.echo(_told(card, verdict, output))
+
+
+def _corrected(
+    loaded: Any, seed: int, step: Callable[[str], None]
+) -> "tuple[Card | None, dict[str, Any]]":
+    """Take a behaviour out: toxicity if `garak` and a judge are there, else repetition.
+
+    Returns:
+        The card, if there is one, and what came out in a few words.
+    """
+    from ..core.errors import ExciseError
+    from ..correction.dose import DoseResponse
+    from .correct_run import bound, checked, corrected, prepared
+
+    installed = all(map(find_spec, ("garak", "profanity_check")))
+    behaviour = "toxicity" if installed else "repetition"
+    step(f"taking out {behaviour}")
+    options = {**_CORRECTION, "behaviour": behaviour, "seed": seed}
+    try:
+        work = prepared(loaded, checked(options))
+        found = corrected(_smaller(work), checked(options), None, step)
+    except ExciseError as error:  # as of a model that does not show it
+        return None, {"behaviour": behaviour, "left_out": str(error)}
+    if isinstance(found, DoseResponse):
+        return None, {"behaviour": behaviour, "left_out": "no dose helps within the budget",
+                      "dose_response": found.to_json()}  # fmt: skip
+    card = bound(*found, None)
+    return card, {"behaviour": behaviour, **card.evidence()}
+
+
+_CORRECTION: dict[str, Any] = {
+    "undesired": None, "general": None, "prompts": None, "judges": (), "examples": 400,
+    "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": (0.0,),
+    "budgets": (), "least": "0%", "perplexity": "builtin", "window": 128, "windows": 12,
+    "tasks": ("ioi",), "task_samples": 64, "new_tokens": 30, "controls": 20, "durability": False,
+    "gate": None, "min_samples": 12, "no_cache": False,
+}  # fmt: skip
+"""Options of `excise correct`: fewer examples, so that minutes are enough."""
+
+
+def _smaller(work: "Work") -> "Work":
+    """Leave out selection and test prompts, of which the demo has no time for all."""
+    parts = work.material.parts
+    parts = replace(parts, selection=parts.selection[:24], test=parts.test[:36])
+    others = [metric for metric in work.others if metric.name != "repetition"]
+    return replace(work, material=replace(work.material, parts=parts), others=tuple(others))
+
+
+def _told(card: "Card | None", verdict: dict[str, Any], output: Path) -> str:
+    if card is None:
+        return f"correction ({verdict['behaviour']}) left out: {verdict['left_out']}"
+    from ..correction.card import headline
+
+    lines = [f"correction ({verdict['behaviour']}): {headline(card)}"]
+    for gate in card.report.gates:
+        lines += [str(check) for check in gate.checks]
+        lines.append(f"verdict: gate {'met' if gate.passed else 'NOT met'}")
+    page = output / "correction" / "report.html"
+    return "\n".join([*lines, f"report card: {page}"])
 
 
 _HEADERS = ("model", "heads cut", "IOI accuracy", "logit difference", "perplexity")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import UnsupportedModelError
+from .errors import ExciseError, UnsupportedModelError
 
 
 if TYPE_CHECKING:
@@ -294,6 +294,20 @@ class ModelView:
         prefixes = tuple(f"{layer.path}." for layer in self.layers)
         linears: Iterator[tuple[str, Any]] = self.modules("linear")
         return {path: linear for path, linear in linears if path.startswith(prefixes)}
+
+
+def plain_linear(linear: "nn.Module", view: ModelView) -> "nn.Linear":
+    """Return a linear whose weights can be read and cut.
+
+    Raises:
+        ExciseError: It is quantised.
+    """
+    if type(linear).__name__ != "Linear":
+        raise ExciseError(
+            f"{view.path(linear)} is quantised ({type(linear).__name__}), and its weights are "
+            "needed: load the model without --load-in-4bit / --load-in-8bit"
+        )
+    return linear  # type: ignore[return-value]
 
 
 def family_of(model: Any) -> Family:

@@ -37,12 +37,14 @@ def on_disk(model: Any) -> int:
 
 
 def held_with(model: Any) -> int:
-    """Return the bytes held now, or of a model's weights if more: some may not be read yet.
+    """Return the bytes held now, all of a model's weights among them.
 
-    Of a model on disk, what must stay in memory.
+    Loaders map a checkpoint, whose pages count only once they were read: so they are read here. Of
+    a model on disk (`on_disk`) they never have to stay: the rest is what counts.
     """
     if on_disk(model):
         return unpageable()
+    _read_pages(model)
     return max(resident(), sum(parameter.nbytes for parameter in model.parameters()))
 
 
@@ -114,6 +116,16 @@ def readable(n: float) -> str:
             return f"{n:.0f} {unit}"
         n /= 1024
     return f"{n:.1f} GiB"
+
+
+def _read_pages(model: Any) -> None:
+    """Read a byte of every page of the weights that are on the CPU."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            data = torch.empty(0, dtype=torch.uint8).set_(parameter.untyped_storage())
+            data[::4096].sum()
 
 
 def _cuda():

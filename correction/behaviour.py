@@ -1,5 +1,7 @@
 """What a model should not do, as data: undesired and general samples, and what confounds them."""
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -279,15 +281,10 @@ def _distance(one: Sequence[Sample], two: Sequence[Sample]) -> float:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """Return rows of `prompt`, `undesired` and, where they are pairs, `neutral`."""
-    lines = [(i, x) for i, x in enumerate(read_text(path).split("\n"), 1) if x.strip()]
+    text = read_text(path)
+    lines = [(i, x) for i, x in enumerate(text.split("\n"), 1) if x.strip()]
     if path.suffix == ".tsv":
-        cells = [(i, line.rstrip("\r").split("\t")) for i, line in lines]
-        if cells[0][1][0].strip().casefold() in _HEADERS:
-            cells = cells[1:]
-        for number, row in cells:
-            if len(row) < 2 or not row[0].strip() or not row[1].strip():
-                raise ExciseError(f"{path}, line {number}: needs two texts with a tab between them")
-        rows = [{"prompt": "", "undesired": row[0], "neutral": row[1]} for _, row in cells]
+        rows = _tsv_rows(path, text)
     elif path.suffix == ".jsonl":
         rows = [_json_row(path, number, line) for number, line in lines]
     else:
@@ -296,6 +293,22 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise ExciseError(f"{path} holds no examples: write one per line")
     if len({len(row) for row in rows}) > 1:
         raise ExciseError(f"{path} mixes pairs with single examples: use one file for each")
+    return rows
+
+
+def _tsv_rows(path: Path, text: str) -> list[dict[str, str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")  # cells may be quoted
+    rows = []
+    for cells in reader:
+        if reader.line_num == 1 and cells and cells[0].strip().casefold() in _HEADERS:
+            continue
+        first, second = (cell.strip() for cell in (*cells, "", "")[:2])
+        if bool(first) != bool(second):
+            raise ExciseError(
+                f"{path}, line {reader.line_num}: needs two texts with a tab between them"
+            )
+        if first:
+            rows.append({"prompt": "", "undesired": first, "neutral": second})
     return rows
 
 

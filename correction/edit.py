@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..core.artefact import SCHEMA, read_artefact, read_config, write_artefact
 from ..core.errors import ExciseError
-from ..core.families import ModelView
-from ..prune.cut import plain_linear
+from ..core.families import ModelView, plain_linear
 from .changes import Change, Layout, Unit, changes
 from .checkpoint import as_bytes
 from .seal import KIND, README, check_config, check_files, checksum

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..core.data import Batch
 from ..core.errors import ExciseError, unknown_name
-from ..core.families import ModelView
+from ..core.families import ModelView, plain_linear
 from .activations import input_statistics
-from .cut import plain_linear
 
 
 def mean_inputs_of(model: Any, batches: Iterable[Batch], component: str) -> dict[int, Tensor]:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.artefact import read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
-from ..core.families import ModelView
+from ..core.families import ModelView, plain_linear
 from ..lrp.relevance import Relevance
 from .packed import packed, unpacked
 from .scopes import keep_row
@@ -206,17 +206,3 @@ def keep_rows(
 ) -> Bool[Tensor, "rows columns"]:
     """Keep the highest scores of each row; exactly the same number in each."""
     return keep_row(scores.abs() if rank == "abs" else scores, sparsity)
-
-
-def plain_linear(linear: nn.Module, view: ModelView) -> nn.Linear:
-    """Return a linear whose weights can be cut.
-
-    Raises:
-        ExciseError: It is quantised.
-    """
-    if type(linear) is not nn.Linear:
-        raise ExciseError(
-            f"{view.path(linear)} is quantised ({type(linear).__name__}): load the model without "
-            "--load-in-4bit / --load-in-8bit to cut it"
-        )
-    return linear

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from ..core.artefact import versions
 from ..core.data import Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError, first_line
-from ..core.families import ModelView
+from ..core.families import ModelView, plain_linear
 from ..core.identity import model_hash
 from .calibrate import survey
 from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
-from .cut import Mask, plain_linear
+from .cut import Mask
 from .inputs import Inputs
 from .packed import PackedMasks
 from .progress import Progress

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.errors import ExciseError, unknown_name
-from ..core.families import LayerView, ModelView
+from ..core.families import LayerView, ModelView, plain_linear
 from .compensation import bias_key, compensated_biases, outputs
-from .cut import Mask, check_sparsity, keep_rows, plain_linear
+from .cut import Mask, check_sparsity, keep_rows
 
 
 StructuredComponent = Literal["neurons", "heads", "layers"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..core.data import Batch, Sample
-from ..core.families import ModelView
+from ..core.families import ModelView, plain_linear
 from ..lrp.run import score
 from .activations import input_statistics, run_through, shown
 from .compensation import outputs
 from .criteria import random
-from .cut import plain_linear
 from .shrink import StructuredComponent, writers
 from .unit_formulas import block_influence, magnitude
 
