@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(VENV)/bin/excise demo -o demo
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

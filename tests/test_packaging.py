@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "prune": {"core", "lrp"},
     "circuits": {"core", "lrp", "eval", "viz"},
     "eval": {"core", "lrp", "viz"},
-    "correction": {"core", "lrp", "prune", "eval"},
+    "correction": {"core", "lrp", "prune", "eval", "viz"},
 }
 """Rooms by whom they may import, themselves aside (DESIGN section 2); `cli` imports everything."""
 
