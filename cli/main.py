@@ -16,6 +16,7 @@ VERBS = {
     "score": "Score heads, neurons, tokens and weights on reference data.",
     "prune": "Cut the least relevant components and write a plain model folder.",
     "circuit": "Find the circuit of a task, test it, and draw it as a page.",
+    "correct": "Find what carries a behaviour, take it out, and prove that it is gone.",
     "eval": "Measure models, compare them, and decide by a gate.",
     "apply": "Write a copy of a model with edits in it.",
     "verify": "Check that a model is its base with its edits, and nothing else.",

@@ -167,6 +167,7 @@ HELP = "import sys; from excise.cli.main import group; group({}, prog_name='exci
                 "score",
                 "prune",
                 "circuit",
+                "correct",
                 "eval",
                 "apply",
                 "verify",
