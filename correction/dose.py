@@ -17,11 +17,13 @@ from ..eval.perplexity import Perplexity
 from ..eval.run import Evaluation, evaluate
 from ..eval.statistics import Measure
 from .edit import Edit
-from .target import Judgement, Target, upper
+from .target import Judgement, Target
 
 
 SIZES = (10, 30, 100, 300, 1000)
 FACTORS = (0.0, 0.5)
+CONFIDENCE = 0.95
+"""Of the bound that is held against the budget."""
 FEWEST = 8
 """Windows from which the bound of a change is trusted; below, the point estimate decides."""
 BEYOND = 5.0
@@ -135,7 +137,7 @@ def cost_of(before: Evaluation, after: Evaluation, budget: float) -> Cost:
     """
     found = PERPLEXITY.compare(before, after)
     by = "bound" if len(found.before.units) >= FEWEST else "estimate"
-    return Cost(found.relative, upper(found.paired.relative), budget, by)
+    return Cost(found.relative, found.paired.relative.bound(CONFIDENCE), budget, by)
 
 
 def choose_dose(

@@ -139,16 +139,9 @@ def from_examples(
         fresh = [prompt for prompt in prompts if text_hash(prompt) not in texts_used]
         found, parts = whole, prompt_parts(fresh, attribute=False)
     found = with_kept(tokenizer, found, texts.general)
-    used = (*found.undesired, *(found.general if found.paired else ()))
-    hashes = _known_by(tokenizer, used)
-    chosen = parts.selection
-    hashes |= frozenset(map(text_hash, chosen)) if chosen and isinstance(chosen[0], str) else (
-        _known_by(tokenizer, chosen))  # fmt: skip
-    if not isinstance(parts.test[0], str):
-        test = tuple(s for s in parts.test if text_hash(decoded_sample(tokenizer, s)) not in hashes)
-    else:
-        test = tuple(prompt for prompt in parts.test if text_hash(prompt) not in hashes)
-    return _material(target, replace(parts, test=test), lambda: found, texts, hashes)
+    chosen = _known_by(tokenizer, (*found.undesired, *found.general, *parts.selection))
+    test = tuple(one for one in parts.test if not chosen & _known_by(tokenizer, [one]))
+    return _material(target, replace(parts, test=test), lambda: found, texts, chosen)
 
 
 def with_kept(
@@ -201,11 +194,15 @@ def _held_out(
     return taken, Parts(taken.undesired, part("selection"), part("test"))
 
 
-def _known_by(tokenizer: Any, samples: Iterable[Sample]) -> frozenset[str]:
+def _known_by(tokenizer: Any, examples: Iterable[Sample | str]) -> frozenset[str]:
+    """Return the hashes of examples, whole and of what stands before their continuation."""
     hashes: set[str] = set()
-    for sample in samples:
-        hashes.add(text_hash(decoded_sample(tokenizer, sample)))
-        hashes.add(text_hash(prompt_of(tokenizer, sample)))
+    for example in examples:
+        if isinstance(example, str):
+            hashes.add(text_hash(example))
+        else:
+            hashes.add(text_hash(decoded_sample(tokenizer, example)))
+            hashes.add(text_hash(prompt_of(tokenizer, example)))
     return frozenset(hashes)
 
 

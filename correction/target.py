@@ -10,7 +10,7 @@ from ..eval.compare import Comparison
 from ..eval.outcome import Metric, Outcome
 from ..eval.policy import Rule
 from ..eval.run import Evaluation
-from ..eval.statistics import Bootstrap, Measure, Statistic
+from ..eval.statistics import Measure, Statistic
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,6 @@ class Target:
                 f"{before.model} shows nothing of {self.name} on {len(outcome.units)} prompts "
                 f"({self.judge.name} is 0): give prompts that provoke it, or another judge"
             )
-
-
-def upper(found: Bootstrap, confidence: float = 0.95) -> float:
-    """Return the one-sided upper bound of a change."""
-    return found.bound(confidence)
-
-
-# --- text in its parts ---
 
 
 def split_documents(

@@ -1,6 +1,7 @@
 """excise correct: what it writes, its exit codes, resuming after kill -9, and one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from excise.circuits.ioi import ioi_prompts
 from excise.cli import apply, verify
@@ -88,17 +90,40 @@ def test_from_two_files_to_an_edit_and_its_card(
         run(base, *options(files, "-o", model, "--overwrite"))
 
 
+@pytest.fixture(scope="session")
+def planted(
+    tiny: Any, tiny_tokenizer: Any, files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return an OPT that always says David, because of neuron 7 of layer 1."""
+    folder, model = tmp_path_factory.mktemp("planted") / "opt", tiny("opt")
+    word = tiny_tokenizer.convert_tokens_to_ids("David")
+    layer = model.model.decoder.layers[1]
+    with torch.no_grad():
+        direction = model.lm_head.weight[word] * model.model.decoder.final_layer_norm.weight
+        layer.fc1.weight[7] *= 0.1
+        layer.fc1.bias[7] = 3.0  # always on
+        layer.fc2.weight[:, 7] = 4 * direction
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    rows = [{"prompt": p.clean, "continuation": " David David"}
+            for p in ioi_prompts(tiny_tokenizer, 24, 8)]  # fmt: skip
+    (files / "david.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def test_the_gate_is_met_and_a_second_run_measures_nothing(
-    files: Path, tiny_folder: Folder, tmp_path: Path
+    files: Path, planted: Path, tmp_path: Path
 ):
     policy = tmp_path / "policy.yaml"
     policy.write_text("min_samples: 5\nheld_out: required\nperplexity: {max_increase: 90 %}\n")
-    arguments = options(files, "--gate", policy, "--sizes", "1", "--controls", 20, "--resume")
-    done = run(tiny_folder("opt"), *arguments, "-o", tmp_path / "a")
+    arguments = options(files, "--undesired", files / "david.jsonl", "--gate", policy, "--sizes",
+                        "1", "--controls", 20, "--resume")  # fmt: skip
+    done = run(planted, *arguments, "-o", tmp_path / "a")
     assert done.exit_code == 0, done.stderr
+    assert dict(Edit.from_pretrained(tmp_path / "a").neurons) == {(1, 7): 0.0}
     assert "gate met" in done.stdout
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    again = run(tiny_folder("opt"), *arguments, "-o", tmp_path / "b", "--json")
+    again = run(planted, *arguments, "-o", tmp_path / "b", "--json")
     models = json.loads(again.stdout)["models"]
     assert all(model["environment"]["rows_measured_before"] > 0 for model in models)
     first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
@@ -197,7 +222,8 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files), "-o FOLDER"),
         (options(files, "-o", out, "--undesired", empty), "is empty"),
         (options(files, "-o", out, "--undesired", tmp_path / "no.txt"), "no file at"),
-        (options(files, "-o", out, "--undesired", short), "too few to attribute|left for the"),
+        (["--undesired", short, "--general", files / "general.txt", "--perplexity",
+          files / "text.txt", "-o", out], "too few to attribute|left for the"),
         (options(files, "-o", out, "--sizes", "ten"), "--sizes is 'ten'"),
         (options(files, "-o", out, "--sizes", "0"), "sizes are"),
         (options(files, "-o", out, "--sizes", "99999"), "no size of 99999"),
@@ -214,10 +240,11 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--perplexity", files / "general.txt"), "too little text"),
         (options(files, "-o", out, "--window", "9999"), "longer than the model's"),
         (options(files, "-o", files), "exists"),
-    ]
+    ]  # fmt: skip
     for arguments, message in wrong:
-        with pytest.raises(ExciseError, match=message) as error:
+        with pytest.raises(ExciseError) as error:
             run(base, *arguments)
+        assert re.search(message, str(error.value)), str(error.value)
         assert "\n" not in str(error.value)
     assert not out.exists()
 
