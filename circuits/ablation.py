@@ -101,18 +101,22 @@ class Ablator:
                 values = self._values(other)
             self.batches.append(Prepared(clean, values))
 
-    def run(self, kept: Kept | None = None) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield each batch with the logits behind its last tokens, (batch, 1, vocab).
+    def run(self, kept: Kept | None = None) -> list[tuple[Batch, Tensor]]:
+        """Return each batch with the logits behind its last tokens, (batch, 1, vocab).
+
+        The model is as before when this returns or raises.
 
         Args:
             kept: What stays; None runs the model as it is.
         """
         kept = kept or Kept()
         whole = nullcontext() if kept.weights is None else only_weights(self.view, kept.weights)
-        with whole:
+        found = []
+        with torch.no_grad(), frozen(self.view), whole:
             for prepared in self.batches:
-                with torch.no_grad(), frozen(self.view), self._cut(prepared, kept):
-                    yield prepared.batch, run(self.view, prepared.batch)
+                with self._cut(prepared, kept):
+                    found.append((prepared.batch, run(self.view, prepared.batch)))
+        return found
 
     @contextmanager
     def _cut(self, prepared: Prepared, kept: Kept) -> Iterator[None]:

@@ -111,9 +111,16 @@ def test_weights_are_put_back_after_a_run_and_after_an_error(
     n = sum(linear.weight.numel() for linear in ablator.view.layer_linears().values())
     kept = torch.rand(n) < 0.5
     found = effect(ablator, Kept(weights=kept))
-    running = ablator.run(Kept(weights=kept))
-    next(running)
-    running.close()  # as an error in the loop would
+
+    def stop(_head: Any, _args: Any) -> None:
+        raise RuntimeError("in between")
+
+    handle = tiny_llama.lm_head.register_forward_pre_hook(stop)
+    heads = torch.zeros(2, 4, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="in between"):
+        ablator.run(Kept(weights=kept, heads=heads))
+    handle.remove()
+    assert not any(module._forward_pre_hooks for module in tiny_llama.modules())
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
     parts = kept.split([x.weight.numel() for x in ablator.view.layer_linears().values()])
     with torch.no_grad():

@@ -87,7 +87,7 @@ def test_edges_are_the_gradients_of_gates_in_private_streams(
     gates = ablator.gate_gradients(Kept(edges=graph.is_edge.clone()), rules)
     assert found.edges is not None
     assert gates.edges is not None
-    scale = found.edges.abs().max()
+    scale = float(found.edges.abs().max())
     assert torch.allclose(found.edges.mean(0), gates.edges[graph.is_edge], atol=1e-5 * scale)
 
 

@@ -1,5 +1,7 @@
 """The graph of a decoder: what it holds follows from three numbers."""
 
+from typing import Any
+
 import torch
 from excise.circuits.graph import Graph, edge_name, name
 from hypothesis import given
@@ -17,10 +19,11 @@ def test_the_edges_are_those_that_the_order_of_writing_allows():
     assert int((~graph.is_edge).sum()) + graph.n_edges == graph.is_edge.numel()
 
 
-def order(item: tuple) -> float:
+def order(item: tuple[Any, ...]) -> float:
     """Say when something writes or reads; heads of a layer write after they read."""
-    layer = item[1] if len(item) > 1 else {"embed": -1, "logits": 99}[item[0]]
-    return layer + {"head": 0.2, "mlp": 0.5}.get(item[0], 0.0)
+    kind, *place = item
+    layer = place[0] if place else {"embed": -1, "logits": 99}[kind]
+    return layer + {"head": 0.2, "mlp": 0.5}.get(kind, 0.0)
 
 
 def test_the_sizes_that_peers_report():

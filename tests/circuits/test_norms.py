@@ -20,6 +20,8 @@ def test_the_derivative_is_autograds(doubled: Callable[[str], Any], kind: str):
     draw = torch.Generator().manual_seed(0)
     x, part, grad = (torch.randn(3, 5, 32, dtype=torch.double, generator=draw) for _ in range(3))
     linear = LinearNorm.at(norm, x, constant_std=False)
+    pushed: Any
+    pulled: Any
     _, pushed = torch.autograd.functional.jvp(norm, x, part)
     _, pulled = torch.autograd.functional.vjp(norm, x, grad)
     tolerance = 1e-12 if kind == "opt" else 1e-6  # transformers' RMSNorm computes in float32

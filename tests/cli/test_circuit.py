@@ -54,8 +54,9 @@ def test_a_task_on_both_families(tiny_folder: Callable[[str], Path], tmp_path: P
 
 @pytest.mark.parametrize("level", ["edges", "neurons", "weights", "kv-groups"])
 def test_every_grain(tiny_folder: Callable[[str], Path], tmp_path: Path, prompts: Path, level: str):
+    size = 4 if level == "kv-groups" else 12
     say = call(
-        "circuit", tiny_folder("llama-gqa"), "--prompts", prompts, f"--{level}", "--size", 4 if level == "kv-groups" else 12,
+        "circuit", tiny_folder("llama-gqa"), "--prompts", prompts, f"--{level}", "--size", size,
         *QUICK, "-o", tmp_path / "c",
     )  # fmt: skip
     assert f"of {len(Circuit.from_pretrained(tmp_path / 'c').in_circuit)} {level}" in say
