@@ -155,7 +155,13 @@ def _share(flag: str, text: str) -> float:
 
 
 def prepared(loaded: Loaded, asked: Asked) -> Work:
-    """Divide examples and text for a model, and say what is measured."""
+    """Divide examples and text for a model, and say what is measured.
+
+    Raises:
+        ExciseError: A quantised model, whose weights cannot be scaled, or too few examples.
+    """
+    if getattr(loaded.model, "is_quantized", False):
+        raise ExciseError(f"{loaded.name} is quantised: correct it before, in plain weights")
     texts = divided(asked.documents, asked.general)
     decoding = Decoding(0, asked.new_tokens)
 
