@@ -204,7 +204,7 @@ def contrast(
     *,
     c: float = 1.0,
     z: float = 1.0,
-    seed: str = "logprob",
+    seed: str = "logit",
     rank_by: Literal["scores", "low"] = "low",
     protect: float = 0.01,
     random_seed: int = 0,
@@ -220,7 +220,8 @@ def contrast(
         component: `neurons` or `heads`.
         c: How much of the median cost is added to each cost (`lrp`, `gradient`).
         z: Standard errors between `scores` and `low`.
-        seed: What relevance starts from: `logprob` or `logit`, of each explained token.
+        seed: What relevance starts from: `logit` or `logprob`, of each explained token. Where a
+            model is sure of what it says, its log-probability has no slope left.
         rank_by: Which of the two `top` goes by.
         protect: Share of the units, those that cost general text most, that is never cut.
         random_seed: Of the method `random`.
@@ -286,7 +287,7 @@ def factors(
 def edit_of(contrast: Contrast, k: int, factor: float | None = 0.0) -> Edit:
     """Make an edit of the first k components; see `factors`."""
     units = factors(contrast, contrast.top(k), factor)
-    return Edit(**{contrast.component: units})
+    return Edit(heads=units) if contrast.component == "heads" else Edit(neurons=units)
 
 
 def with_rank(contrast: Contrast, rank_by: Literal["scores", "low"]) -> Contrast:

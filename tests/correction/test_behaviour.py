@@ -1,0 +1,199 @@
+"""Behaviour sets: reading, choosing a model's own bad continuations, splits, and confounds."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from excise.core.data import Sample
+from excise.core.errors import ExciseError
+from excise.core.loading import Loaded
+from excise.correction.behaviour import (
+    BehaviourSet,
+    bad_continuations,
+    check_sets,
+    encode,
+    own_continuations,
+    read_behaviour,
+)
+from excise.correction.splits import SHARES, part_of, split
+from excise.eval.scorers import Scorer
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def texts(sample: Sample, tokenizer: Any) -> tuple[str, str]:
+    """Decode the prompt and the continuation."""
+    cut = len(sample.input_ids) - sample.continuation
+    ids = sample.input_ids
+    return tokenizer.decode(ids[1:cut]), tokenizer.decode(ids[cut:])
+
+
+def samples(
+    n: int, length: int, seed: int, tokens: tuple[int, int] = (3, 90)
+) -> tuple[Sample, ...]:
+    draw = random.Random(seed)
+    return tuple(
+        Sample(tuple(draw.randrange(*tokens) for _ in range(length)), continuation=length - 1)
+        for _ in range(n)
+    )
+
+
+def test_lines_of_text_are_continuations_and_general_text_is_cut_to_their_length(
+    tiny_tokenizer: Any, tmp_path: Path
+):
+    (tmp_path / "bad.txt").write_text("the cat sat\n\non the mat\n")
+    (tmp_path / "plain.txt").write_text("then it was not there ! one two three " * 5)
+    found = read_behaviour(tiny_tokenizer, tmp_path / "bad.txt", tmp_path / "plain.txt")
+    assert (found.name, found.paired, found.kept) == ("bad", False, ())
+    assert [texts(s, tiny_tokenizer) for s in found.undesired] == [
+        ("", "the cat sat"),
+        ("", "on the mat"),
+    ]
+    assert {len(s.input_ids) for s in found.general} == {4}
+    assert {s.continuation for s in found.general} == {3}
+
+
+def test_prompts_are_not_explained(tiny_tokenizer: Any, tmp_path: Path):
+    rows = [{"prompt": "the cat", "continuation": "sat on"}, {"continuation": "mat was"}]
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "good.jsonl").write_text(json.dumps({"prompt": "and", "continuation": " then it"}))
+    found = read_behaviour(tiny_tokenizer, tmp_path / "bad.jsonl", tmp_path / "good.jsonl", "x")
+    assert [texts(s, tiny_tokenizer) for s in found.undesired] == [
+        ("the cat", "sat on"),
+        ("", "mat was"),
+    ]
+    assert texts(found.general[0], tiny_tokenizer) == ("and", "then it")
+
+
+def test_pairs_keep_their_order_and_the_general_file_is_what_is_kept(
+    tiny_tokenizer: Any, tmp_path: Path
+):
+    (tmp_path / "pairs.tsv").write_text(
+        'toxic\tneutral1\tneutral2\nthe cat sat\tthe cat was\t\n"one\ntwo"\tthree one\tx\n'
+    )
+    (tmp_path / "plain.txt").write_text("then it was not there ! " * 5)
+    found = read_behaviour(tiny_tokenizer, tmp_path / "pairs.tsv", tmp_path / "plain.txt")
+    assert found.paired
+    assert [texts(s, tiny_tokenizer)[1] for s in found.undesired] == ["the cat sat", "one two"]
+    assert [texts(s, tiny_tokenizer)[1] for s in found.general] == ["the cat was", "three one"]
+    assert found.kept
+    assert found.reference == found.kept
+    alone = read_behaviour(tiny_tokenizer, tmp_path / "pairs.tsv")
+    assert alone.reference == alone.general
+    rows = [{"prompt": "and", "undesired": "then it", "neutral": "was not"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_behaviour(tiny_tokenizer, tmp_path / "pairs.jsonl", limit=1)
+    assert texts(found.undesired[0], tiny_tokenizer) == ("and", "then it")
+    assert texts(found.general[0], tiny_tokenizer) == ("and", "was not")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "the cat\n", "give a file of general text"),
+        ("a.tsv", "the cat\n", "line 1: needs two texts"),
+        ("a.tsv", "toxic\tneutral\n", "holds no examples"),
+        ("a.jsonl", "{", "line 1 is no JSON"),
+        ("a.jsonl", '{"prompt": "the"}', "line 1: a row needs"),
+        ("a.jsonl", '{"continuation": 3}', "line 1: a row needs"),
+        ("a.jsonl", '{"continuation": "it"}\n{"undesired": "it", "neutral": "not"}', "mixes"),
+        ("a.jsonl", '{"undesired": "it", "neutral": ""}', "line 1: a row needs"),
+    ],
+)
+def test_files_that_are_not_as_they_should_be(
+    tiny_tokenizer: Any, tmp_path: Path, name: str, content: str, said: str
+):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ExciseError, match=said):
+        read_behaviour(tiny_tokenizer, tmp_path / name)
+
+
+def test_continuations_are_cut_and_empty_ones_refused(tiny_tokenizer: Any):
+    found = encode(tiny_tokenizer, "the cat", "sat on mat", length=2)
+    assert texts(found, tiny_tokenizer) == ("the cat", "sat on")
+    with pytest.raises(ExciseError, match="no token to explain"):
+        encode(tiny_tokenizer, "the cat", " ")
+
+
+@pytest.mark.parametrize(
+    ("undesired", "general", "paired", "said"),
+    [
+        ((), samples(1, 3, 0), False, "at least one of each"),
+        (samples(2, 3, 0), samples(1, 3, 0), True, "as many of each"),
+        ((Sample((1, 2)),), samples(1, 3, 0), False, "explains 0 of 2"),
+        ((Sample((1, 2), continuation=2),), samples(1, 3, 0), False, "explains 2 of 2"),
+    ],
+)
+def test_sets_that_cannot_be_contrasted(undesired: Any, general: Any, paired: bool, said: str):
+    with pytest.raises(ExciseError, match=said):
+        BehaviourSet("x", undesired, general, paired)
+
+
+def test_a_models_own_bad_continuations(tiny: Callable[..., Any], tiny_tokenizer: Any):
+    loaded = Loaded(tiny("llama-gqa"), tiny_tokenizer, "tiny")
+    prompts = ["the cat", "one two three", "and then it was", "not there", "mat on"]
+    counts = {}
+
+    def long(found: list[str]) -> list[float]:
+        return [min(1.0, len(set(text.split())) / 10) for text in found]
+
+    scorer = Scorer("length", None, "test", long)
+    scored = own_continuations(loaded, prompts, scorer, new_tokens=6)
+    for sample, score in scored:
+        words = tiny_tokenizer.decode(sample.input_ids[-sample.continuation :]).split()
+        counts[sample] = len(set(words))
+        assert score == pytest.approx(len(set(words)) / 10)
+    threshold = sorted(score for _, score in scored)[len(scored) // 2] - 1e-9
+    found = bad_continuations(loaded, prompts, scorer, threshold, new_tokens=6)
+    assert set(found.undesired) == {s for s, n in counts.items() if n / 10 > threshold}
+    assert set(found.general) == set(counts) - set(found.undesired)
+    with pytest.raises(ExciseError, match="score above 1"):
+        bad_continuations(loaded, prompts, scorer, 1.0, new_tokens=6)
+
+
+def test_repetition_needs_no_scorer(tiny: Callable[..., Any], tiny_tokenizer: Any):
+    loaded = Loaded(tiny("opt"), tiny_tokenizer, "tiny")
+    for sample, score in own_continuations(loaded, ["the cat", "one two"], None, new_tokens=12):
+        tail = sample.input_ids[-sample.continuation :]
+        assert score == pytest.approx(1 - len(set(tail)) / len(tail))
+
+
+def test_good_sets_have_no_warnings():
+    assert check_sets(BehaviourSet("x", samples(200, 9, 0), samples(200, 9, 1), False)) == []
+
+
+@pytest.mark.parametrize(
+    ("undesired", "general", "word"),
+    [
+        (samples(5, 9, 0), samples(60, 9, 1), "too few"),
+        (samples(60, 12, 0), samples(60, 9, 1), "length"),
+        (samples(60, 9, 0), (*samples(60, 9, 1), samples(60, 9, 0)[3]), "overlap"),
+        ((*samples(60, 9, 0), samples(60, 9, 0)[3]), samples(60, 9, 1), "more than once"),
+        (samples(60, 9, 0, (3, 30)), samples(60, 9, 1, (30, 60)), "token frequency"),
+    ],
+)
+def test_confounds_are_named(undesired: Any, general: Any, word: str):
+    warnings = check_sets(BehaviourSet("x", undesired, general, False))
+    assert any(word in warning for warning in warnings)
+    assert all(";" in warning for warning in warnings)  # what to do
+
+
+@given(st.text(min_size=1))
+def test_a_text_has_one_part_whatever_its_case_and_space(text: str):
+    spaced = "  " + "\n".join(text.split()) + " "
+    assert part_of(spaced) == part_of(text)
+
+
+def test_parts_have_their_shares_and_depend_on_the_salt():
+    rows = [(str(i), i) for i in range(4000)]
+    parts = split(rows, lambda row: row[0])
+    assert sorted(row for part in parts.values() for row in part) == sorted(rows)
+    for name, share in SHARES.items():
+        assert len(parts[name]) / len(rows) == pytest.approx(share, abs=0.03)
+        assert all(part_of(text) == name for text, _ in parts[name])
+    moved = Counter(part_of(text) != part_of(text, "another") for text, _ in rows)
+    assert moved[True] > len(rows) / 2
