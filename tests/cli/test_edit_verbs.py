@@ -104,7 +104,7 @@ def test_show(two: Any, kind: str):
     assert list(printed["weights"].values()) == [1]
     assert printed["base"]["name"] == kind
     assert printed["components"] == 3
-    with pytest.raises(ExciseError, match="--html belongs to a relevance"):
+    with pytest.raises(ExciseError, match="holds edit, which --html cannot be given for"):
         run(show.command, one, "--html", "page.html")
 
 
@@ -120,7 +120,7 @@ def test_diff(two: Any, tiny_folder: Folder):
     assert printed["changed"] == []
     assert printed["same_base"] is True
     assert "they do the same" in run(diff.command, one, one).stdout
-    with pytest.raises(ExciseError, match=r"is edit and .* is a model: give two of edit"):
+    with pytest.raises(ExciseError, match=r"is edit and .* is a model: give two of circuit, edit"):
         run(diff.command, one, tiny_folder("opt"))
 
 

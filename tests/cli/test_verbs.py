@@ -126,7 +126,11 @@ def test_prune(
 
 
 def test_ls_reads_the_tables(excise: Run):
+    from excise.circuits.ablation import ABLATIONS
+    from excise.circuits.levels import LEVELS
+    from excise.circuits.methods import CIRCUIT_METHODS
     from excise.circuits.tasks import TASKS
+    from excise.circuits.testbed import CIRCUITS
     from excise.core.families import FAMILIES
     from excise.eval.policy import BOUNDS
     from excise.eval.scorers import SCORERS
@@ -147,6 +151,10 @@ def test_ls_reads_the_tables(excise: Run):
         "unit-criteria": UNIT_CRITERIA,
         "scopes": SCOPES,
         "recipes": RECIPES,
+        "circuit-methods": CIRCUIT_METHODS,
+        "levels": LEVELS,
+        "ablations": ABLATIONS,
+        "planted": CIRCUITS,
         "scorers": SCORERS,
         "rules": [*BOUNDS, "equivalence"],
     }
