@@ -22,6 +22,7 @@ from .contrast_maths import (
     top_units,
 )
 from .contrast_sources import (
+    BOTH,
     SEEDS,
     Component,
     activations,
@@ -53,6 +54,8 @@ class Contrast:
     rank_by: Literal["scores", "low"] = "scores"
     factors: Scores | None = None
     """Factor of each unit, where the method has its own (AurA)."""
+    benefit: Scores | None = None
+    """Lower bound of what removing each unit does against the behaviour, whatever it costs."""
 
     def top(self, k: int) -> list[tuple[int, int]]:
         """Return the first k as (layer, unit), protected ones left out.
@@ -80,18 +83,20 @@ class Request:
     batch_size: int
     progress: bool
 
-    def relevances(self, method: str) -> tuple[Samples, Samples, Samples]:
-        """Return per-sample relevance of undesired, general and reference samples."""
+    def relevances(self, method: str) -> list[tuple[Samples, Samples, Samples]]:
+        """Return, for each seed, relevance of undesired, general and reference samples."""
         behaviour = self.behaviour
-        start = look_up("seed", self.seed, SEEDS)
         sets = [behaviour.undesired, behaviour.general]
         sets += [behaviour.kept] if behaviour.kept else []
-        found = [
-            relevances(self.model, samples, self.component, method, start,
-                       self.batch_size, self.progress)
-            for samples in sets
-        ]  # fmt: skip
-        return found[0], found[1], found[-1]
+        results = []
+        for start in SEEDS.values() if self.seed == BOTH else [SEEDS[self.seed]]:
+            found = [
+                relevances(self.model, samples, self.component, method, start,
+                           self.batch_size, self.progress)
+                for samples in sets
+            ]  # fmt: skip
+            results.append((found[0], found[1], found[-1]))
+        return results
 
     def activations(self, reduce: Callable[..., Tensor]) -> tuple[Samples, Samples]:
         """Return per-sample activations of undesired and general samples."""
@@ -112,6 +117,8 @@ class Found:
     cost: Scores | None = None
     """What general text loses with each unit; the most costly are protected."""
     factors: Scores | None = None
+    benefit: tuple[Scores, Scores] | None = None
+    """Mean and standard error of the numerator of the scores, where they have one."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +133,50 @@ class ContrastMethod:
 
 def _ratio(method: str) -> Callable[[Request], Found]:
     def find(request: Request) -> Found:
-        undesired, general, reference = request.relevances(method)
-        mean, error = difference(undesired, general, request.behaviour.paired)
-        cost = root_mean_square(reference)
-        return Found(
-            benefit_per_cost(mean, cost, request.c), benefit_per_cost(error, cost, request.c), cost
-        )
+        parts = []
+        for undesired, general, reference in request.relevances(method):
+            mean, error = difference(undesired, general, request.behaviour.paired)
+            cost = root_mean_square(reference)
+            ratio, bound = (benefit_per_cost(part, cost, request.c) for part in (mean, error))
+            parts.append(Found(ratio, bound, cost, benefit=(mean, error)))
+        return _added(parts)
 
     return find
 
 
 def _relevance_difference(method: str) -> Callable[[Request], Found]:
     def find(request: Request) -> Found:
-        undesired, general, reference = request.relevances(method)
-        mean, error = difference(undesired, general, paired=False)
-        return Found(mean, error, root_mean_square(reference))
+        parts = []
+        for undesired, general, reference in request.relevances(method):
+            mean, error = difference(undesired, general, paired=False)
+            parts.append(Found(mean, error, root_mean_square(reference), benefit=(mean, error)))
+        return _added(parts)
 
     return find
+
+
+def _added(parts: Sequence[Found]) -> Found:
+    """Add what several seeds say, each in units of its root mean square over all units.
+
+    Errors are added as well: the same samples make them, so they are no independent ones.
+    """
+    if len(parts) == 1:
+        return parts[0]
+
+    def over(values: Scores, by: Scores) -> Scores:
+        return values / by.square().mean().sqrt().clamp_min(1e-30)
+
+    scores = error = cost = mean = spread = torch.zeros(())
+    for part in parts:
+        assert part.error is not None
+        assert part.cost is not None
+        assert part.benefit is not None
+        scores = scores + over(part.scores, part.scores)
+        error = error + over(part.error, part.scores)
+        cost = cost + over(part.cost, part.cost)
+        mean = mean + over(part.benefit[0], part.benefit[0])
+        spread = spread + over(part.benefit[1], part.benefit[0])
+    return Found(scores, error, cost, benefit=(mean, spread))
 
 
 def _activation(request: Request) -> Found:
@@ -220,8 +254,8 @@ def contrast(
         component: `neurons` or `heads`.
         c: How much of the median cost is added to each cost (`lrp`, `gradient`).
         z: Standard errors between `scores` and `low`.
-        seed: What relevance starts from: `logit` or `logprob`, of each explained token. Where a
-            model is sure of what it says, its log-probability has no slope left.
+        seed: What relevance starts from: `logit` or `logprob` of each explained token, or `both`.
+            Where a model is sure of what it says, its log-probability has no slope left.
         rank_by: Which of the two `top` goes by.
         protect: Share of the units, those that cost general text most, that is never cut.
         random_seed: Of the method `random`.
@@ -234,6 +268,8 @@ def contrast(
     chosen = look_up("contrast", method, CONTRASTS)
     if component not in COMPONENTS:
         raise ExciseError(f"unknown component {component!r}: known are {', '.join(COMPONENTS)}")
+    if seed != BOTH:
+        look_up("seed", seed, SEEDS)
     if not 0 <= protect < 1 or c < 0 or z < 0:
         raise ExciseError(
             f"protect={protect}, c={c}, z={z}: give 0 <= protect < 1, and no negative c or z"
@@ -256,8 +292,10 @@ def contrast(
         **{"c": c, "z": z, "seed": seed, "rank_by": rank_by, "protect": protect},
         "random_seed": random_seed if method == "random" else None,
     }
+    benefit = None if found.benefit is None else found.benefit[0] - z * found.benefit[1]
+    protected = _protected(found, protect)
     return Contrast(
-        component, found.scores, low, _protected(found, protect), config, rank_by, found.factors
+        component, found.scores, low, protected, config, rank_by, found.factors, benefit
     )
 
 

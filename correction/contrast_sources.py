@@ -49,6 +49,8 @@ SEEDS: dict[str, ExplainedTokens] = {
     "logit": ExplainedTokens(False),
 }
 """What relevance starts from."""
+BOTH = "both"
+"""The sum of what both say, each in units of its own size."""
 
 
 def relevances(

@@ -246,3 +246,12 @@ def test_top_weights_are_the_highest_of_all_matrices(tiny_llama: Any):
         found.top(0)
     with pytest.raises(ExciseError, match="no weight matrix matches"):
         weight_contrast(tiny_llama, behaviour(), ["*nothing*"])
+
+
+def test_both_seeds_are_added_in_units_of_their_size(tiny_llama: Any):
+    sets = behaviour()
+    one, other, both = (contrast(tiny_llama, sets, seed=s) for s in ("logprob", "logit", "both"))
+    sizes = [found.scores.square().mean().sqrt() for found in (one, other)]
+    for name in ("scores", "low"):
+        wanted = getattr(one, name) / sizes[0] + getattr(other, name) / sizes[1]
+        torch.testing.assert_close(getattr(both, name), wanted)
