@@ -132,5 +132,5 @@ def test_the_model_takes_no_memory(tiny_tokenizer: Any, tmp_path: Path):
     (offloaded, size), (whole, _) = (map(int, line.split()) for line in run.stdout.splitlines())
     assert size > 100e6
     assert whole > size
-    assert whole - offloaded > 0.8 * size  # without it, pages that are not written yet count less
+    assert whole - offloaded > 0.7 * size  # without it, pages that are not written yet count less
     assert offloaded < 0.4 * size
