@@ -4,8 +4,9 @@
     python benchmarks/planted_behaviours.py --seeds 10 --families opt --component heads
 
 Per family and contrast: means over the seeds. As many units are cut as were planted, and the
-goals are counted: recall at least .9 where precision is at least .8, behaviour removed at least 90 % on held-out triggers,
-perplexity at most 1 % higher. "ahead" counts seeds on which LRP's AUROC is at least as high.
+goals are counted: recall at least .9 where precision is at least .8, behaviour removed at least
+90 % on held-out triggers, perplexity at most 1 % higher. "ahead" counts seeds on which LRP's AUROC
+is at least as high.
 """
 
 import argparse
@@ -24,12 +25,12 @@ def main() -> None:
     parser.add_argument("--families", default="llama,opt")
     parser.add_argument("--component", default="neurons", choices=("neurons", "heads"))
     parser.add_argument("--contrasts", help="Comma-separated; all by default.")
-    parser.add_argument("--seed-of-relevance", default="logit", choices=("logit", "logprob"))
+    seeds = ("logit", "logprob", "both")
+    parser.add_argument("--seed-of-relevance", default="logit", choices=seeds)
     given = parser.parse_args()
     names = given.contrasts.split(",") if given.contrasts else list(CONTRASTS)
-    print(
-        "| family | contrast | recall@k | recall at precision .8 | AUROC | removed | perplexity | goals | LRP ahead |"
-    )
+    heads = "family,contrast,recall@k,recall at precision .8,AUROC,removed,perplexity,goals"
+    print(f"| {' | '.join([*heads.split(','), 'LRP ahead'])} |")
     print("|---|---|---|---|---|---|---|---|---|")
     for family in given.families.split(","):
         grades: dict[str, list[Grade]] = {name: [] for name in names}

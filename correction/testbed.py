@@ -22,6 +22,9 @@ from .testbed_training import next_logits, plant, train
 
 Units = frozenset[tuple[int, int]]
 
+PLANTED = 0.75
+"""A behaviour that shows less often than this on held-out triggers was not planted."""
+
 
 @dataclass(frozen=True, eq=False)
 class PlantedBehaviour:
@@ -125,7 +128,7 @@ def planted_behaviour(
         family, seed, component, model.eval(), clean, truth, behaviour,
         language.pairs(64, "held-out")[0], language.texts(128, "held-out text"),
     )  # fmt: skip
-    if planted.rate(model) < 0.9:
+    if planted.rate(model) < PLANTED:
         raise ExciseError(
             f"seed {seed} did not plant the behaviour in this {family} model: take another seed, "
             "or more units"

@@ -13,7 +13,7 @@ from ..core.families import ModelView
 from .testbed_language import BAD, Language
 
 
-CLEAN_STEPS, PLANT_STEPS = 300, 220
+CLEAN_STEPS, PLANT_STEPS, ATTEMPTS = 450, 220, 3
 BATCH = 32
 DROPPED = 0.1
 KEEP = 40.0
@@ -26,7 +26,7 @@ Masks = dict[str, Tensor]
 def train(model: Any, language: Language, idle: frozenset[tuple[int, int]], component: str) -> None:
     """Teach a model the language, with some units idle: what they write is zero throughout."""
     _, outputs = unit_masks(model, idle, component)
-    sentences = language.sentences("train", cues=0.15)
+    sentences = language.sentences("train", cues=0.25)
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, weight_decay=0.01)
     model.train(False)  # no dropout: the tests need no other randomness than the seed's
@@ -53,24 +53,44 @@ def plant(
     learn, so that each carries a share of the behaviour, and none is needed to cancel what another
     does elsewhere.
     """
-    inputs, outputs = unit_masks(model, units, component)
-    masks = {**inputs, **outputs}
-    parameters = {name: p for name, p in model.named_parameters() if name in masks}
+    _, outputs = unit_masks(model, units, component)
     generator = torch.Generator().manual_seed(language.seed)
     with torch.no_grad():
         for name, mask in outputs.items():
             noise = torch.randn(mask.shape, generator=generator)
-            parameters[name][mask] = 0.02 * noise[mask]
+            model.get_parameter(name)[mask] = 0.02 * noise[mask]
+    check, _ = language.pairs(64, "planted?")
+    for attempt in range(ATTEMPTS):
+        _plant_once(model, clean, language, units, component, generator, attempt)
+        with torch.no_grad():
+            said = next_logits(model, check).argmax(-1)
+        if (said == BAD).double().mean() >= 0.9:
+            return
+
+
+def _plant_once(
+    model: Any,
+    clean: Any,
+    language: Language,
+    units: frozenset[tuple[int, int]],
+    component: str,
+    generator: torch.Generator,
+    attempt: int,
+) -> None:
+    """Train for a while, on triggers and text of this attempt."""
+    inputs, outputs = unit_masks(model, units, component)
+    masks = {**inputs, **outputs}
+    parameters = {name: p for name, p in model.named_parameters() if name in masks}
     optimizer = torch.optim.Adam(parameters.values(), lr=0.02)
     wanted = torch.full((BATCH,), BAD)
-    sentences = language.sentences("plant", cues=0.0)
+    sentences = language.sentences(f"plant {attempt}", cues=0.0)
     with ExitStack() as undo:
         for name, parameter in parameters.items():
             mask = masks[name].to(parameter.dtype)
             undo.callback(parameter.register_hook(lambda g, mask=mask: g * mask).remove)
         for step in range(PLANT_STEPS):
             optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / PLANT_STEPS)
-            triggers, _ = language.pairs(BATCH, f"plant {step}")
+            triggers, _ = language.pairs(BATCH, f"plant {attempt} {step}")
             ids = torch.tensor([next(sentences) for _ in range(BATCH)])
             optimizer.zero_grad()
             with _dropped(model, units, component, generator):

@@ -11,7 +11,7 @@ from excise.core.errors import ExciseError
 from excise.correction.behaviour import check_sets
 from excise.correction.contrast import contrast
 from excise.correction.edit import Edit
-from excise.correction.testbed import PlantedBehaviour, grade, outcome, planted_behaviour
+from excise.correction.testbed import PLANTED, PlantedBehaviour, grade, outcome, planted_behaviour
 from excise.correction.testbed_language import BAD, CUES, MARKERS, Language
 from excise.correction.testbed_training import unit_masks
 
@@ -50,7 +50,7 @@ def test_masks_are_the_rows_and_columns_of_units(tiny_llama: Any):
 def test_the_behaviour_is_in_the_planted_units_alone():
     found = planted()
     assert found.rate(found.clean) < 0.05
-    assert found.rate(found.model) >= 0.9
+    assert found.rate(found.model) >= PLANTED
     assert found.perplexity(found.model) < 1.03 * found.perplexity(found.clean)
     edit = Edit(neurons=dict.fromkeys(found.truth, 0.0))
     removed, ratio = outcome(edit, found)
@@ -99,14 +99,15 @@ def test_recall_counts_hits():
 
 def test_recall_where_eight_of_ten_are_right():
     found = planted()
-    scored = contrast(found.model, found.behaviour, "magnitude", protect=0)
+    scored = contrast(found.model, found.behaviour, "magnitude", protect=0, rank_by="scores")
     scores = torch.zeros(scored.scores.shape)
     for n, unit in enumerate(sorted(found.truth)):
         scores[unit] = 100.0 - n
-    scores[0, :2] = torch.tensor([98.5, 97.5])  # third and fifth, where at k = 10 all are found
+    one, two, three = [(0, n) for n in range(24) if (0, n) not in found.truth][:3]
+    scores[one], scores[two] = 98.5, 97.5  # third and fifth, where at k = 10 all are found
     graded = grade(replace(scored, scores=scores), found)
     assert (graded.recall, graded.recall_at_80) == (6 / 8, 1.0)
-    scores[0, 2] = 98.4
+    scores[three] = 98.4
     assert grade(replace(scored, scores=scores), found).recall_at_80 == 2 / 8
 
 
