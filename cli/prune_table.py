@@ -62,7 +62,7 @@ class Table:
                     "sparsity": trial.sparsity,
                     "perplexity": number(trial.found["perplexity"].headline),
                     "relative": number(self._relative(trial)),
-                    "seconds": round(trial.seconds, 2),
+                    "seconds": round(trial.seconds, 6),
                     "peak": trial.peak,
                 }
                 for trial in self.trials
