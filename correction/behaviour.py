@@ -227,6 +227,7 @@ def check_sets(behaviour: BehaviourSet) -> list[str]:
     bad, other = behaviour.undesired, behaviour.general
     warnings = []
     fewest = min(len(bad), len(other))
+    way_out = "cut both to one length" + ("" if behaviour.paired else ", or use pairs")
     if fewest < 30:
         warnings.append(
             f"too few samples ({len(bad)} undesired, {len(other)} general): the ranking is mostly "
@@ -240,7 +241,7 @@ def check_sets(behaviour: BehaviourSet) -> list[str]:
         if max(first, second) > 1.25 * min(first, second):
             warnings.append(
                 f"length: undesired {what} have {first:.1f} tokens and general ones {second:.1f}, "
-                "so the contrast may be one of length; cut both to one length, or use pairs"
+                f"so the contrast may be one of length; {way_out}"
             )
     if shared := {s.input_ids for s in bad} & {s.input_ids for s in other}:
         warnings.append(
