@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.data import Sample, collate
 from ..core.errors import ExciseError, look_up
 from ..core.families import ModelView
+from ..eval.statistics import Paired, Statistic, paired
 from .behaviour import BehaviourSet
 from .contrast import COMPONENTS, Contrast, edit_of
 from .contrast_maths import auroc
@@ -21,6 +22,8 @@ from .testbed_training import next_logits, plant, train
 
 
 Units = frozenset[tuple[int, int]]
+
+_PERPLEXITY = Statistic("perplexity", "loss", link="exp")
 
 PLANTED = 0.75
 """A behaviour that shows less often than this on held-out triggers was not planted."""
@@ -67,6 +70,25 @@ class PlantedBehaviour:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What an edit does to a planted model."""
+
+    removed: float
+    """Share of the behaviour on held-out triggers that is gone."""
+    perplexity: Paired
+    """Of held-out text, paired by text, before and after."""
+
+    @property
+    def rise(self) -> float:
+        """Relative change of perplexity."""
+        return self.perplexity.relative.value
+
+    def equivalent(self, margin: float = 0.01) -> bool:
+        """Return whether perplexity is shown to change by less than a margin (TOST at 5 %)."""
+        return self.perplexity.equivalence_p(margin) < 0.05
+
+
+@dataclass(frozen=True)
 class Grade:
     """How well a contrast does on a planted behaviour, with as many units cut as were planted."""
 
@@ -78,10 +100,8 @@ class Grade:
     """Highest recall among all k at which the precision is at least 0.8."""
     auroc: float
     """Probability that a planted unit is ranked above another one."""
-    removed: float
-    """Share of the behaviour on held-out triggers that is gone when the first k are removed."""
-    perplexity_ratio: float
-    """Of held-out text, with them removed over before."""
+    outcome: Outcome
+    """Of removing the first k."""
 
 
 def planted_behaviour(
@@ -153,16 +173,17 @@ def grade(contrast: Contrast, planted: PlantedBehaviour) -> Grade:
     for unit in planted.truth:
         mask[unit] = True
     area = auroc(scores[mask].view(-1, 1, 1).double(), scores[~mask].view(-1, 1, 1).double())
-    removed, ratio = outcome(edit_of(contrast, k), planted)
-    return Grade(hits / k, hits / k, max(precise, default=0) / k, area.item(), removed, ratio)
+    done = outcome(edit_of(contrast, k), planted)
+    return Grade(hits / k, hits / k, max(precise, default=0) / k, area.item(), done)
 
 
-def outcome(edit: Edit, planted: PlantedBehaviour) -> tuple[float, float]:
-    """Return what an edit does: share of the behaviour removed, and ratio of perplexities."""
-    before, text = planted.rate(planted.model), planted.perplexity(planted.model)
+def outcome(edit: Edit, planted: PlantedBehaviour) -> Outcome:
+    """Measure what an edit does to the planted model, which is left as it was."""
+    before, text = planted.rate(planted.model), planted.losses(planted.model)
     with edit.applied(planted.model):
-        after, edited = planted.rate(planted.model), planted.perplexity(planted.model)
-    return 1 - after / before, edited / text
+        after, edited = planted.rate(planted.model), planted.losses(planted.model)
+    first, second = ({"loss": losses.numpy()} for losses in (text, edited))
+    return Outcome(1 - after / before, paired(_PERPLEXITY, first, second))
 
 
 def _draw_units(model: Any, component: Component, size: int, seed: int) -> Units:

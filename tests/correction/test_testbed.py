@@ -53,11 +53,12 @@ def test_the_behaviour_is_in_the_planted_units_alone():
     assert found.rate(found.model) >= PLANTED
     assert found.perplexity(found.model) < 1.03 * found.perplexity(found.clean)
     edit = Edit(neurons=dict.fromkeys(found.truth, 0.0))
-    removed, ratio = outcome(edit, found)
-    assert removed > 0.9
-    assert ratio == pytest.approx(
-        found.perplexity(found.clean) / found.perplexity(found.model), rel=1e-4
-    )
+    done = outcome(edit, found)
+    assert done.removed > 0.9
+    ratio = found.perplexity(found.clean) / found.perplexity(found.model)
+    assert done.rise == pytest.approx(ratio - 1, rel=1e-4)
+    assert done.equivalent(0.05)
+    assert not done.equivalent(abs(done.rise))
     with edit.applied(found.model):
         torch.testing.assert_close(found.losses(found.model), found.losses(found.clean))
 
@@ -83,11 +84,11 @@ def test_ours_finds_what_was_planted_and_chance_does_not():
     ours = grade(contrast(found.model, found.behaviour), found)
     chance = grade(contrast(found.model, found.behaviour, "random"), found)
     assert ours.recall == ours.precision >= 0.8
-    assert ours.removed >= 0.9
-    assert ours.perplexity_ratio <= 1.01
+    assert ours.outcome.removed >= 0.9
+    assert ours.outcome.rise <= 0.01
     assert ours.auroc > 0.99
     assert chance.recall < 0.5
-    assert chance.removed < 0.5
+    assert chance.outcome.removed < 0.5
 
 
 def test_recall_counts_hits():
