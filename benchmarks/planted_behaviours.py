@@ -69,7 +69,7 @@ def main() -> None:
         ideal = []
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             planted = planted_behaviour(family, seed, given.component)
-            truth = Edit(**{given.component: dict.fromkeys(planted.truth, 0.0)})
+            truth = Edit.of_units(given.component, dict.fromkeys(planted.truth, 0.0))
             ideal.append(outcome(truth, planted))
             for name in names:
                 found = contrast(planted.model, planted.behaviour, name, given.component,

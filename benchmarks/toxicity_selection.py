@@ -25,7 +25,7 @@ from excise.correction.behaviour import (
     encode,
     plain_samples,
 )
-from excise.correction.contrast import CONTRASTS, contrast, edit_of
+from excise.correction.contrast import CONTRASTS, contrast
 from excise.correction.edit import Edit
 from excise.correction.selection import damped_edit
 from excise.correction.splits import split
@@ -118,7 +118,7 @@ def main() -> None:
             found = contrast(loaded.model, behaviour, method, c=given.c, seed=seed, batch_size=16)
             for dose in filter(None, given.doses.split(",")):
                 k, factor = dose.split("x")
-                bench.row(f"{method}, {seed}, x {factor}", edit_of(found, int(k), float(factor)))
+                bench.row(f"{method}, {seed}, x {factor}", found.edit(int(k), float(factor)))
             for budget in filter(None, given.budgets.split(",")):
                 edit = damped_edit(loaded.model, behaviour, found, float(budget), most=given.most,
                                    batch_size=16)  # fmt: skip

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     help="A scorer of completions; a second one only reports. See excise ls scorers.",
 )  # fmt: skip
 @click.option("--examples", default=400, show_default=True, help="Undesired ones at most.")
-@click.option("--component", default="neurons", show_default=True, help="neurons or heads.")
+@click.option(
+    "--component", default="neurons", show_default=True, help="neurons, heads or weights."
+)
 @click.option("--method", default="lrp", show_default=True, help="How components are ranked.")
 @click.option("--sizes", default="10,30,100,300,1000", show_default=True, help="Doses to try.")
 @click.option(

@@ -14,10 +14,11 @@ from ..core.errors import ExciseError, look_up
 from ..core.identity import model_hash
 from ..core.loading import Loaded, model_folder
 from ..correction.apply import bind
-from ..correction.behaviour import check_sets
+from ..correction.behaviour import BehaviourSet, check_sets
 from ..correction.card import card_json, card_markdown
 from ..correction.card_page import card_page
-from ..correction.contrast import COMPONENTS, CONTRASTS, Contrast, contrast, edit_of
+from ..correction.contrast import COMPONENTS, CONTRASTS, Contrast, contrast
+from ..correction.contrast_weights import WEIGHT_METHODS, WeightContrast, weight_contrast
 from ..correction.controls import random_edits
 from ..correction.dose import DoseResponse, check_grid, choose_dose
 from ..correction.durability import FORMS
@@ -48,10 +49,13 @@ from ..eval.text import read_documents, read_texts
 from ..viz.page import write_page
 
 
+WEIGHTS = "weights"
+
 MOST_HASHES = 300
 """In the edit itself, which stays a small file."""
 
 Tell = Callable[[str], None]
+Ranking = Contrast | WeightContrast
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ def checked(options: dict[str, Any]) -> Asked:
         )
     if behaviour:
         look_up("behaviour", behaviour, BEHAVIOURS)
-    look_up("method", options["method"], CONTRASTS)
-    look_up("component", options["component"], dict.fromkeys(COMPONENTS))
+    look_up("component", options["component"], dict.fromkeys((*COMPONENTS, WEIGHTS)))
+    methods = WEIGHT_METHODS if options["component"] == WEIGHTS else CONTRASTS
+    look_up(f"method for {options['component']}", options["method"], methods)
     for task in options["tasks"]:
         get_task(task)
     for name, least in {"examples": 2, "window": 2, "windows": 2, "task_samples": 2, "controls": 0,
@@ -236,10 +241,9 @@ def corrected(
     """
     loaded, material = work.loaded, work.material
     ranking, warnings = _ranking(work, asked, progress, tell)
-    protected = {ranking.component: ranking.protected}
     dose = choose_dose(
         loaded,
-        lambda size, factor: edit_of(ranking, size, factor),
+        ranking.edit,
         material.target,
         material.parts.selection,
         work.select_text,
@@ -252,7 +256,7 @@ def corrected(
     )
     if dose.chosen is None:
         return dose
-    edit = edit_of(ranking, dose.chosen.size, dose.chosen.factor)
+    edit = ranking.edit(dose.chosen.size, dose.chosen.factor)
     tell(f"chosen: {edit}")
     rules = asked.policy or rules_of(
         material.target, asked.budgets, asked.least, asked["min_samples"],
@@ -264,7 +268,7 @@ def corrected(
         loaded, edit, material.target, parts.test, work.test_text, work.others, rules, dose,
         seen=material.seen,
         controls=asked["controls"],
-        protected=protected,
+        protected=ranking.never_cut,
         forms=tuple(FORMS) if asked["durability"] else (),
         benign=material.behaviour().reference if asked["durability"] else (),
         facts={"examples": counts, "warnings": warnings, "contrast": ranking.config},
@@ -287,14 +291,14 @@ def corrected(
     return card, recipe
 
 
-def _provable(loaded: Loaded, ranking: Contrast, asked: Asked, tell: Tell) -> list[int]:
+def _provable(loaded: Loaded, ranking: Ranking, asked: Asked, tell: Tell) -> list[int]:
     """Return the sizes that the model has, and that leave components for random edits."""
     sizes = []
     for size in asked.sizes:
         try:
-            edit = edit_of(ranking, size)
+            edit = ranking.edit(size)
             if asked["controls"]:
-                random_edits(edit, loaded.model, 1, 0, {ranking.component: ranking.protected})
+                random_edits(edit, loaded.model, 1, 0, ranking.never_cut)
         except ExciseError as error:
             tell(f"size {size} is left out: {error}")
             continue
@@ -306,11 +310,28 @@ def _provable(loaded: Loaded, ranking: Contrast, asked: Asked, tell: Tell) -> li
 
 def _ranking(
     work: Work, asked: Asked, progress: Path | None, tell: Tell
-) -> tuple[Contrast, list[str]]:
+) -> tuple[Ranking, list[str]]:
     behaviour = work.material.behaviour()
     warnings = check_sets(behaviour)
     for warning in warnings:
         tell(f"warning: {warning}")
+    if asked["component"] == WEIGHTS:  # as large as the model, so not kept for --resume
+        ranking = weight_contrast(
+            work.loaded.model, behaviour, method=asked["method"], random_seed=asked["seed"],
+            progress=True,
+        )  # fmt: skip
+    else:
+        ranking = _kept_ranking(work, asked, behaviour, progress)
+    tell(
+        f"ranked {ranking.n:,} {ranking.component} by {asked['method']} on "
+        f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
+    )
+    return ranking, warnings
+
+
+def _kept_ranking(
+    work: Work, asked: Asked, behaviour: BehaviourSet, progress: Path | None
+) -> Contrast:
     sets = (behaviour.undesired, behaviour.general, behaviour.kept)
     depends = {
         "model": model_hash(work.loaded.model),
@@ -319,7 +340,7 @@ def _ranking(
         "component": asked["component"],
         "seed": asked["seed"],
     }
-    ranking = kept_contrast(
+    return kept_contrast(
         progress,
         depends,
         lambda: contrast(
@@ -327,11 +348,6 @@ def _ranking(
             random_seed=asked["seed"], progress=True,
         ),
     )  # fmt: skip
-    tell(
-        f"ranked {ranking.scores.numel():,} {ranking.component} by {asked['method']} on "
-        f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
-    )
-    return ranking, warnings
 
 
 def bound(card: Card, recipe: dict[str, Any], revision: str | None) -> Card:

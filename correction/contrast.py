@@ -68,6 +68,37 @@ class Contrast:
             raise ExciseError(f"k is {k}: there are 1 to {free} {self.component} to choose from")
         return top_units(getattr(self, self.rank_by), k, self.protected)
 
+    def edit(self, k: int, factor: float | None = 0.0) -> Edit:
+        """Make an edit that scales the first k components.
+
+        Args:
+            k: How many.
+            factor: One for all: 0 removes, 0.5 damps, negative ones turn the sign; None takes the
+                method's own.
+
+        Raises:
+            ExciseError: There are not as many, or the method has no factors of its own.
+        """
+        units = self.top(k)
+        if factor is not None:
+            return Edit.of_units(self.component, dict.fromkeys(units, float(factor)))
+        if self.factors is None:
+            raise ExciseError(
+                f"contrast {self.config['method']!r} has no factors of its own: give one"
+            )
+        own = {(layer, unit): float(self.factors[layer, unit]) for layer, unit in units}
+        return Edit.of_units(self.component, own)
+
+    @property
+    def n(self) -> int:
+        """How many components were scored."""
+        return self.scores.numel()
+
+    @property
+    def never_cut(self) -> dict[str, Tensor]:
+        """Protected components, as `random_edits` takes them."""
+        return {self.component: self.protected}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -297,35 +328,6 @@ def contrast(
     return Contrast(
         component, found.scores, low, protected, config, rank_by, found.factors, benefit
     )
-
-
-def factors(
-    contrast: Contrast, units: Sequence[tuple[int, int]], factor: float | None = 0.0
-) -> dict[tuple[int, int], float]:
-    """Return the factor of each unit.
-
-    Args:
-        contrast: Where the units come from.
-        units: As (layer, unit).
-        factor: One for all: 0 removes, 0.5 damps, negative ones turn the sign; None takes the
-            method's own.
-
-    Raises:
-        ExciseError: The method has none of its own.
-    """
-    if factor is not None:
-        return dict.fromkeys(units, float(factor))
-    if contrast.factors is None:
-        raise ExciseError(
-            f"contrast {contrast.config['method']!r} has no factors of its own: give one"
-        )
-    return {(layer, unit): float(contrast.factors[layer, unit]) for layer, unit in units}
-
-
-def edit_of(contrast: Contrast, k: int, factor: float | None = 0.0) -> Edit:
-    """Make an edit of the first k components; see `factors`."""
-    units = factors(contrast, contrast.top(k), factor)
-    return Edit(heads=units) if contrast.component == "heads" else Edit(neurons=units)
 
 
 def with_rank(contrast: Contrast, rank_by: Literal["scores", "low"]) -> Contrast:

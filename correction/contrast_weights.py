@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from .contrast_sources import SEEDS
 from .edit import Edit
 
 
+WEIGHT_METHODS = {"lrp": "lrp", "gradient": "gradient-x-activation", "random": "", "magnitude": ""}
+"""Contrasts that rank weights, by the names of `CONTRASTS`, and the LRP method that they take."""
+
+
 @dataclass(frozen=True, eq=False)
 class WeightContrast:
     """Scores of the elements of some weight matrices for one behaviour."""
@@ -26,6 +30,7 @@ class WeightContrast:
     scores: Mapping[str, Tensor]
     """By parameter name, in the shape of the parameter; higher is cut first."""
     config: dict[str, Any]
+    component: Literal["weights"] = "weights"
 
     def top(self, k: int) -> dict[str, Tensor]:
         """Return the flat indices of the first k weights, by parameter name.
@@ -33,9 +38,8 @@ class WeightContrast:
         Raises:
             ExciseError: There are not as many.
         """
-        total = sum(scores.numel() for scores in self.scores.values())
-        if not 1 <= k <= total:
-            raise ExciseError(f"k is {k}: there are 1 to {total} weights to choose from")
+        if not 1 <= k <= self.n:
+            raise ExciseError(f"k is {k}: there are 1 to {self.n} weights to choose from")
         best = {n: s.flatten().topk(min(k, s.numel())) for n, s in self.scores.items()}
         _, chosen = torch.cat([found.values for found in best.values()]).topk(k)
         found, start = {}, 0
@@ -51,6 +55,16 @@ class WeightContrast:
         top = self.top(k)
         return Edit(weights={n: (i, torch.full(i.shape, factor)) for n, i in top.items()})
 
+    @property
+    def n(self) -> int:
+        """How many weights were scored."""
+        return sum(scores.numel() for scores in self.scores.values())
+
+    @property
+    def never_cut(self) -> dict[str, Tensor]:
+        """Nothing is protected."""
+        return {}
+
 
 def weight_contrast(
     model: Any,
@@ -60,6 +74,7 @@ def weight_contrast(
     *,
     c: float = 1.0,
     seed: str = "logit",
+    random_seed: int = 0,
     batch_size: int = 8,
     progress: bool = False,
 ) -> WeightContrast:
@@ -73,36 +88,50 @@ def weight_contrast(
         behaviour: Undesired and general samples.
         matrices: Glob patterns over the paths of the layers' linears; those that match nothing
             are left out, as families name them differently.
-        method: `lrp`, or `gradient-x-activation` for the plain gradient.
+        method: A name of `WEIGHT_METHODS`.
         c: How much of a matrix's median cost is added to each cost.
         seed: What relevance starts from: `logprob` or `logit`.
+        random_seed: Of the method `random`.
         batch_size: Samples per pass.
         progress: Whether to draw a progress bar on a terminal.
 
     Raises:
         ExciseError: No pattern matches, or an unknown name.
     """
+    rules = look_up("contrast of weights", method, WEIGHT_METHODS)
     start = look_up("seed", seed, SEEDS)
     known = _matching(model, matrices)
 
     def means(samples: Sequence[Sample], aggregate: str) -> Mapping[str, Tensor]:
         return score(
-            model, samples, start, method, components=(), weights=known, aggregate=aggregate,
+            model, samples, start, rules, components=(), weights=known, aggregate=aggregate,
             batch_size=batch_size, progress=progress,
         ).weights  # fmt: skip
 
-    undesired, general = means(behaviour.undesired, "signed"), means(behaviour.general, "signed")
-    square = means(behaviour.reference, "square")
-    scores = {
-        name: benefit_per_cost(value - general[name], square[name].sqrt(), c).cpu()
-        for name, value in undesired.items()
-    }
+    if rules:
+        bad, other = means(behaviour.undesired, "signed"), means(behaviour.general, "signed")
+        square = means(behaviour.reference, "square")
+        scores = {
+            name: benefit_per_cost(value - other[name], square[name].sqrt(), c).cpu()
+            for name, value in bad.items()
+        }
+    else:
+        generator = torch.Generator().manual_seed(random_seed)
+        matched = (path for path in ModelView.of(model).layer_linears() if _any(path, known))
+        weights = {f"{path}.weight": model.get_parameter(f"{path}.weight") for path in matched}
+        scores = {
+            name: torch.rand(weight.shape, generator=generator)
+            if method == "random"
+            else -weight.detach().float().abs().cpu()
+            for name, weight in weights.items()
+        }
     config = {
         "model": model.config.name_or_path or model.config.model_type,
         "model_hash": model_hash(model),
         "behaviour": behaviour.name,
         "data": fingerprint((*behaviour.undesired, *behaviour.general, *behaviour.kept)),
         **{"method": method, "component": "weights", "matrices": known, "c": c, "seed": seed},
+        "random_seed": random_seed if method == "random" else None,
     }
     return WeightContrast(scores, config)
 
@@ -113,3 +142,7 @@ def _matching(model: Any, patterns: Sequence[str]) -> list[str]:
     if not known:
         raise ExciseError(f"no weight matrix matches {', '.join(patterns)}: try '*'")
     return known
+
+
+def _any(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path, pattern) for pattern in patterns)

@@ -158,7 +158,7 @@ def choose_dose(
 
     Args:
         loaded: The model, which is left as it was.
-        make: Returns the edit of so many components with this factor, as `edit_of` does.
+        make: Returns the edit of so many components with this factor, as `Contrast.edit` does.
         target: What is to go.
         prompts: Those for selection.
         text: Perplexity on the text for selection.

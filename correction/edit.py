@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -56,6 +56,13 @@ class Edit:
         object.__setattr__(self, "weights", weights)
         biases = {name: _added(name, added) for name, added in sorted(self.biases.items())}
         object.__setattr__(self, "biases", biases)
+
+    @classmethod
+    def of_units(
+        cls, component: Literal["heads", "neurons"], units: Mapping[Unit, float]
+    ) -> "Edit":
+        """Make an edit of heads or of neurons."""
+        return cls(heads=units) if component == "heads" else cls(neurons=units)
 
     @property
     def n_components(self) -> int:

@@ -174,4 +174,4 @@ def damped_edit(
         again = damping_within(benefit[kept], sums[:, kept], tokens, budget, most, shrinkage)
         damped = torch.zeros_like(damped).index_copy_(0, kept, again)
     scaled = {units[i]: 1 - float(damped[i]) for i in damped.nonzero()[:, 0].tolist()}
-    return Edit(heads=scaled) if contrast.component == "heads" else Edit(neurons=scaled)
+    return Edit.of_units(contrast.component, scaled)

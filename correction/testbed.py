@@ -13,7 +13,7 @@ from ..core.errors import ExciseError, look_up
 from ..core.families import ModelView
 from ..eval.statistics import Paired, Statistic, paired
 from .behaviour import BehaviourSet
-from .contrast import COMPONENTS, Contrast, edit_of
+from .contrast import COMPONENTS, Contrast
 from .contrast_maths import auroc
 from .contrast_sources import Component
 from .edit import Edit
@@ -173,7 +173,7 @@ def grade(contrast: Contrast, planted: PlantedBehaviour) -> Grade:
     for unit in planted.truth:
         mask[unit] = True
     area = auroc(scores[mask].view(-1, 1, 1).double(), scores[~mask].view(-1, 1, 1).double())
-    done = outcome(edit_of(contrast, k), planted)
+    done = outcome(contrast.edit(k), planted)
     return Grade(hits / k, hits / k, max(precise, default=0) / k, area.item(), done)
 
 

@@ -130,6 +130,25 @@ def test_the_gate_is_met_and_a_second_run_measures_nothing(
     assert first["correction"] == second["correction"]
 
 
+@pytest.mark.parametrize("method", ["lrp", "random"])
+def test_weights_are_cut_through_the_same_door(
+    files: Path, planted: Path, tmp_path: Path, method: str
+):
+    arguments = options(files, "--undesired", files / "david.jsonl", "--component", "weights",
+                        "--sizes", "400", "--method", method)  # fmt: skip
+    out = tmp_path / "out"
+    done = run(planted, *arguments, "-o", out)
+    if method == "random":  # as many drawn by chance take nothing away
+        assert done.exit_code == 3
+        assert not out.exists()
+        return
+    edit = Edit.from_pretrained(out)
+    assert edit.n_components == 400
+    assert not edit.neurons
+    assert not any(factors.any() for _, factors in edit.weights.values())
+    assert "400 weights" in done.stdout
+
+
 def test_no_judge_means_likelihood_and_a_dry_run_writes_nothing(
     files: Path, tiny_folder: Folder, tmp_path: Path
 ):
@@ -245,6 +264,7 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--least", "some"), "--least is 'some'"),
         (options(files, "-o", out, "--method", "lpr"), "did you mean 'lrp'"),
         (options(files, "-o", out, "--component", "layers"), "unknown component 'layers'"),
+        (options(files, "-o", out, "--component", "weights", "--method", "aura"), "for weights"),
         (options(files, "-o", out, "--task", "ioy"), "did you mean 'ioi'"),
         (options(files, "-o", out, "--controls", "-1"), "--controls is -1"),
         (options(files, "-o", out, "--judge", "none"), "unknown scorer 'none'"),

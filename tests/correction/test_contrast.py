@@ -11,7 +11,7 @@ from excise.core.data import Sample
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
 from excise.correction.behaviour import BehaviourSet
-from excise.correction.contrast import CONTRASTS, Contrast, contrast, edit_of, factors, with_rank
+from excise.correction.contrast import CONTRASTS, Contrast, contrast, with_rank
 from excise.correction.contrast_maths import (
     auroc,
     benefit_per_cost,
@@ -144,7 +144,7 @@ def test_every_contrast_ends_in_an_edit(
     assert [values[unit].item() for unit in top] == values.flatten().sort().values[-3:].flip(
         0
     ).tolist()
-    edit = edit_of(found, 3, 0.5)
+    edit = found.edit(3, 0.5)
     assert getattr(edit, component) == dict.fromkeys(sorted(top), 0.5)
 
 
@@ -192,12 +192,12 @@ def test_activations_are_those_that_predict(tiny_opt: Any):
 
 def test_aura_has_factors_of_its_own(tiny_llama: Any):
     found = contrast(tiny_llama, behaviour(), "aura")
-    own = factors(found, found.top(4), None)
+    own = found.edit(4, None).neurons
+    assert set(own) == set(found.top(4))
     for unit, factor in own.items():
         assert factor == pytest.approx(1 - 2 * max(0.0, found.scores[unit].item()))
-    assert edit_of(found, 4, None).neurons == pytest.approx(own)
     with pytest.raises(ExciseError, match="no factors of its own"):
-        factors(replace(found, factors=None), found.top(1), None)
+        replace(found, factors=None).edit(1, None)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_weights_of_a_neuron_add_up_to_it(tiny: Callable[..., Any], kind: str):
     """Relevance of a neuron is that of the weights that it goes out by."""
     model, sets = tiny(kind), behaviour(paired=False)
     last = "mlp.down_proj" if kind == "llama-gqa" else "fc2"
-    found = weight_contrast(model, sets, [f"*{last}"], "gradient-x-activation", c=1e9)
+    found = weight_contrast(model, sets, [f"*{last}"], "gradient", c=1e9)
     neurons = contrast(model, sets, "gradient-difference", protect=0).scores
     for name, scores in found.scores.items():
         # with a large c every element is divided by about the same
