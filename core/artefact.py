@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -116,7 +117,7 @@ def scratch_folder(parent: str | Path) -> Iterator[Path]:
     parent = Path(parent).absolute()
     if not parent.is_dir():
         raise ExciseError(f"no folder at {parent}: give one on a disk with room")
-    _sweep(parent / _SCRATCH)
+    _sweep(parent / _SCRATCH, drawn=r"\w+\.")
     temporary: str | None = None
     try:
         temporary = mkdtemp(f".{os.getpid()}.part", f".{_SCRATCH}.", parent)
@@ -128,13 +129,19 @@ def scratch_folder(parent: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed runs left beside a path; put back what one was about to replace."""
+def _sweep(path: Path, drawn: str = "") -> None:
+    """Remove what killed runs left beside a path; put back what one was about to replace.
+
+    Args:
+        path: An output. One whose name goes on after a dot is another one.
+        drawn: Pattern of what stands between its name and the process.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.{drawn}([0-9]+)\.(part|old)")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        pid, suffix = left.name.split(".")[-2:]
-        if suffix not in ("part", "old") or not pid.isdigit() or psutil.pid_exists(int(pid)):
+        match = name.fullmatch(left.name)
+        if not match or psutil.pid_exists(int(match[1])):
             continue
-        if suffix == "old" and not path.exists():
+        if match[2] == "old" and not path.exists():
             left.rename(path)
         else:
             shutil.rmtree(left, ignore_errors=True)

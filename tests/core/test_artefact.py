@@ -117,6 +117,17 @@ def test_killed_between_two_renames(tmp_path: Path):
     assert left(tmp_path) == ["out"]
 
 
+def test_a_longer_name_is_another_output(tmp_path: Path):
+    write(tmp_path / "out.v2", n=1)
+    (tmp_path / "out.v2").rename(tmp_path / f".out.v2.{dead_pid()}.old")  # killed, its only copy
+    write(tmp_path / "out", n=2)
+    write(tmp_path / "out", n=3, overwrite=True)
+    with pytest.raises(ExciseError, match="v2 exists"):
+        write(tmp_path / "out.v2")
+    assert read_artefact(tmp_path / "out.v2", "thing")[0]["n"] == 1
+    assert left(tmp_path) == ["out", "out.v2"]
+
+
 def test_what_others_write_is_left_alone(tmp_path: Path):
     names = [f".out.{os.getppid()}.part", ".out.notes.old", ".out.progress", ".other.1.part"]
     for name in names:
