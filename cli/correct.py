@@ -1,7 +1,6 @@
 """excise correct: take a behaviour out of a model, and prove it."""
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -76,6 +75,7 @@ def command(
     """
     from ..core.artefact import check_output
     from ..core.errors import ExciseError
+    from ..correction.resume import forget_contrast
     from .correct_run import bound, checked, corrected, plan_text, prepared, write_card
 
     if output is None and not dry_run:
@@ -104,7 +104,7 @@ def command(
     card = bound(card, recipe, revision)
     write_card(card, output, overwrite, show_text)
     if progress:
-        shutil.rmtree(progress, ignore_errors=True)
+        forget_contrast(progress)
     _print(card, output, as_json)
     if not card.passed:
         missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]

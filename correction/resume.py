@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +51,18 @@ def kept_contrast(
               "contrast": found.config}  # fmt: skip
     write_artefact(folder, "contrast", config, tensors, README)
     return found
+
+
+def forget_contrast(folder: Path) -> None:
+    """Remove what `kept_contrast` kept, once its run is done.
+
+    It is renamed first, to a name that `check_output` sweeps up after a kill: half a folder under
+    its own name would stop the next run.
+
+    Args:
+        folder: `.NAME.progress` beside the output NAME.
+    """
+    gone = folder.with_suffix(f".{os.getpid()}.part")
+    with suppress(OSError):  # the output is written, and that is what counts
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
