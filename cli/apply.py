@@ -31,6 +31,7 @@ def command(
     """
     from ..core.artefact import check_output
     from ..core.errors import ExciseError
+    from ..core.export import SEEN
     from ..core.loading import model_folder
     from ..correction.apply import apply_edit
     from ..correction.edit import Edit
@@ -39,7 +40,12 @@ def command(
         raise ExciseError("an edited model is a new folder: give -o FOLDER")
     check_output(output, overwrite)
     read = [Edit.from_pretrained(path) for path in edits]
-    written = apply_edit(model_folder(model, revision), read, output, overwrite)
+    seen = {
+        edit.digest: (path / SEEN).read_bytes()
+        for edit, path in zip(read, edits, strict=True)
+        if (path / SEEN).is_file()
+    }
+    written = apply_edit(model_folder(model, revision), read, output, overwrite, seen)
     if written.left_out:
         click.echo(
             f"not copied, since unedited weights may be in them: {', '.join(written.left_out)}",

@@ -234,17 +234,19 @@ def _attribution(path: Path) -> frozenset[str]:
 
 
 def _recipe_prompts(model: str) -> frozenset[str]:
-    """Return the prompts' hashes that excise wrote beside a model or relevance, if any."""
+    """Return the prompts' hashes that excise wrote beside a model, its edits or relevance."""
     from ..core.errors import ExciseError
     from ..core.export import read_recipes
 
     def hashes(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
             own = value.get("prompt_hashes") or []
-            if not isinstance(own, list):
+            if not isinstance(own, list) or not all(isinstance(one, str) for one in own):
                 raise ExciseError(f"{model}: the prompt_hashes of its recipe cannot be read")
             yield from own
-            for inner in value.values():
+            value = list(value.values())
+        if isinstance(value, list):
+            for inner in value:
                 yield from hashes(inner)
 
     return frozenset(hashes(read_recipes(model)))

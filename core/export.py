@@ -12,6 +12,11 @@ from .loading import Loaded
 
 RECIPE = "excise.json"
 """File of the recipe in a model's folder."""
+EDITS = "excise-edits"
+"""Folder of the edits in an edited model's folder, and of the undo data. Not next to the weights,
+since some servers load every `*.safetensors` they find there."""
+SEEN = "seen.json"
+"""File beside an edit: hashes of all texts that found or chose it."""
 
 
 class Part(Protocol):
@@ -49,22 +54,28 @@ def save_model(
 
 
 def read_recipes(folder: str | Path) -> dict[str, Any]:
-    """Read what excise wrote about how a folder was made: a model's recipe, an artefact's config.
+    """Read what excise wrote about how a folder was made.
+
+    A model's recipe, an artefact's config, what an edit has seen; and the same of the edits that
+    are in a model.
 
     Args:
         folder: Any name; what is no folder has no recipe.
 
     Returns:
-        JSON values by file name.
+        JSON values by file.
 
     Raises:
         ExciseError: A file that is no JSON.
     """
+    folder = Path(folder)
     found: dict[str, Any] = {}
-    for name in (RECIPE, "config.json"):
-        if (path := Path(folder) / name).is_file():
-            try:
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:  # no UTF-8, no JSON
-                raise ExciseError(f"{path} cannot be read: {first_line(error)}") from error
+    for part in (folder, *sorted(folder.glob(f"{EDITS}/*"))):
+        for path in (part / name for name in (RECIPE, "config.json", SEEN)):
+            if path.is_file():
+                try:
+                    content = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError as error:  # no UTF-8, no JSON
+                    raise ExciseError(f"{path} cannot be read: {first_line(error)}") from error
+                found[str(path.relative_to(folder))] = content
     return found

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..core.artefact import check_output, versions, whole_folder
 from ..core.errors import ExciseError
+from ..core.export import EDITS
 from .checkpoint import Checkpoint, digest, fingerprint
 from .edit import Edit
-from .record import PARTS, RECORD, State, original_of, tensor_changes, write_record
+from .record import RECORD, State, original_of, tensor_changes, write_record
 from .verify import check_base, lines_of, listed, sound
 
 
@@ -93,7 +94,11 @@ def bind(
 
 
 def apply_edit(
-    folder: str | Path, edit: Edit | Sequence[Edit], output: str | Path, overwrite: bool = False
+    folder: str | Path,
+    edit: Edit | Sequence[Edit],
+    output: str | Path,
+    overwrite: bool = False,
+    seen: Mapping[str, bytes] | None = None,
 ) -> Written:
     """Write an edited copy of a checkpoint; other files are copied byte for byte.
 
@@ -102,6 +107,8 @@ def apply_edit(
         edit: One or several.
         output: The folder to make, which holds record and undo data, too; may be `folder`.
         overwrite: Whether it may replace an existing one.
+        seen: What is in the `seen.json` beside an edit, by the edit's digest; it is kept with the
+            edit, for `excise eval` to know what found or chose it.
 
     Raises:
         ExciseError: Not the edits' base, an edit that is in there already, a conflict of edits, or
@@ -110,6 +117,7 @@ def apply_edit(
     check_output(output, overwrite)
     edits = (edit,) if isinstance(edit, Edit) else tuple(edit)
     state = State.of(folder)
+    state = replace(state, seen={**state.seen, **(seen or {})})
     for new in edits:
         if new.digest in {old.digest for old in state.edits}:
             raise ExciseError(f"edit {new.digest[:12]} is in {folder} already: nothing to do")
@@ -177,7 +185,7 @@ def _rewrite(state: State, edits: tuple[Edit, ...], output: str | Path, overwrit
                 values[new[name].indices] = new[name].apply(undo[name])
             checkpoint.write(name, values, temporary)
         if edits:
-            write_record(temporary, edits, undo)
+            write_record(temporary, edits, undo, state.seen)
     return Written(Path(output), edits, tuple(sorted({*old, *new})), tuple(map(str, left_out)))
 
 
@@ -187,7 +195,7 @@ def _files(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
     for path in sorted(checkpoint.folder.rglob("*")):
         file = path.relative_to(checkpoint.folder)
         hidden = any(part.startswith(".") for part in file.parent.parts)
-        if hidden or not path.is_file() or file.parts[0] in (RECORD, PARTS):
+        if hidden or not path.is_file() or file.parts[0] in (RECORD, EDITS):
             continue
         twin = file.suffix in _TWINS and str(file) not in checkpoint.files
         (left_out if twin else copied).append(file)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.artefact import SCHEMA, versions
 from ..core.errors import ExciseError
+from ..core.export import EDITS, SEEN
 from .changes import Change
 from .checkpoint import Checkpoint, as_bytes
 from .compose import compose
@@ -25,9 +26,6 @@ from .edit import Edit
 
 RECORD = "excise-edits.json"
 """File in the folder of an edited model: digests of its edits."""
-PARTS = "excise-edits"
-"""Folder beside it: the edits themselves, and the undo data. Not next to the weights, since some
-servers load every `*.safetensors` they find there."""
 UNDO = "undo.safetensors"
 
 
@@ -40,6 +38,8 @@ class State:
     """In the order in which they were applied; it does not matter."""
     undo: Mapping[str, Tensor] = field(default_factory=dict)
     """The base's values of all entries that the edits touch, by tensor, by ascending index."""
+    seen: Mapping[str, bytes] = field(default_factory=dict)
+    """What is in `seen.json` of the edits that came with one, by their digest."""
 
     @classmethod
     def of(cls, folder: str | Path) -> "State":
@@ -49,7 +49,7 @@ class State:
             ExciseError: No model, or a damaged record.
         """
         checkpoint = Checkpoint.of(folder)
-        path, parts = checkpoint.folder / RECORD, checkpoint.folder / PARTS
+        path, parts = checkpoint.folder / RECORD, checkpoint.folder / EDITS
         if not path.exists():
             return cls(checkpoint)
         damaged = f"the record {path} is damaged, so make the edited model again"
@@ -61,6 +61,8 @@ class State:
             if hashlib.sha256(content).hexdigest() != record["undo"]:
                 raise ValueError("the undo data was changed")
             undo = load(content)
+            files = {digest: parts / digest[:12] / SEEN for digest in digests}
+            seen = {digest: file.read_bytes() for digest, file in files.items() if file.is_file()}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ExciseError(f"{damaged}: {error!r}") from error
         if schema != SCHEMA:
@@ -69,7 +71,7 @@ class State:
         found = {edit.base["digest"] for edit in edits}
         if found != {base} or [edit.digest for edit in edits] != digests:
             raise ExciseError(f"{damaged}: other edits are in {parts}")
-        return cls(checkpoint, edits, undo)
+        return cls(checkpoint, edits, undo, seen)
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,24 @@ def original_of(state: State, name: str, change: Change, values: Tensor) -> Tens
     return original
 
 
-def write_record(folder: Path, edits: Sequence[Edit], undo: Mapping[str, Tensor]) -> None:
+def write_record(
+    folder: Path,
+    edits: Sequence[Edit],
+    undo: Mapping[str, Tensor],
+    seen: Mapping[str, bytes],
+) -> None:
     """Write the record of an edited model into its (temporary) folder."""
-    (folder / PARTS).mkdir()
+    (folder / EDITS).mkdir()
     for edit in edits:
+        part = folder / EDITS / edit.digest[:12]
         try:
-            edit.save_pretrained(folder / PARTS / edit.digest[:12])
+            edit.save_pretrained(part)
         except ExciseError as error:  # to be told of the whole folder, not of a temporary one
             raise error.__cause__ or error from None
+        if edit.digest in seen:
+            (part / SEEN).write_bytes(seen[edit.digest])
     content = save(dict(undo))
-    (folder / PARTS / UNDO).write_bytes(content)
+    (folder / EDITS / UNDO).write_bytes(content)
     record = {
         "schema": SCHEMA,
         "base": edits[0].base["digest"],
