@@ -103,16 +103,14 @@ def summary_table(card: Card) -> Table:
             continue
         rows.append(_row("cost" if comparison.outcome == "perplexity" else "side effect",
                          comparison))  # fmt: skip
-    return ["", "", "before", "after", "difference", "relative"], rows
+    return ["", "", "before", "after", "change"], rows
 
 
 def _row(role: str, comparison: Comparison) -> list[str]:
     statistic = comparison.statistic.name
     values = (o.measures[statistic] for o in (comparison.before, comparison.after))
-    return [
-        f"{comparison.outcome} {statistic}", role, *map(str, values),
-        str(comparison.difference), percent(comparison.relative),
-    ]  # fmt: skip
+    return [f"{comparison.outcome} {statistic}", role, *map(str, values),
+            percent(comparison.relative)]  # fmt: skip
 
 
 def dose_note(card: Card) -> str:
@@ -168,13 +166,17 @@ def durability_table(card: Card) -> Table:
 
 
 def cut_by_layer(card: Card) -> dict[str, list[int]]:
-    """Count what is scaled in each layer."""
+    """Count what is scaled in each layer: heads, neurons, and weights by their matrix."""
     layers = range(card.shape[0])
-    return {
+    counts = {
         name: [sum(at == layer for at, _ in units) for layer in layers]
         for name, units in (("heads", card.edit.heads), ("neurons", card.edit.neurons))
         if units
     }
+    for name, (indices, _) in card.edit.weights.items():
+        layer, matrix = name.split(".layers.")[1].removesuffix(".weight").split(".", 1)
+        counts.setdefault(matrix, [0 for _ in layers])[int(layer)] += indices.numel()
+    return counts
 
 
 def layers_table(card: Card) -> Table:

@@ -17,6 +17,7 @@ from .card import (
     dose_note,
     durability_table,
     headline,
+    layers_table,
     summary_table,
 )
 from .changes import Unit
@@ -122,6 +123,8 @@ def _cut(card: Card) -> Section:
                     value_label="share cut" if group == 1 else f"{name}s cut",
                 )
             )
+    if card.edit.weights:
+        pictures.append(table(*layers_table(card)))
     return Section(
         "What was cut", "".join(pictures),
         "Layer 0 is at the bottom. A component scaled by f counts as 1 - f.",

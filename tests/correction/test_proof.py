@@ -15,7 +15,7 @@ from excise.core.errors import ExciseError
 from excise.core.identity import model_hash
 from excise.core.loading import Loaded
 from excise.correction import durability as durable
-from excise.correction.card import card_json, card_markdown
+from excise.correction.card import card_json, card_markdown, cut_by_layer
 from excise.correction.card_page import card_page, cut_map
 from excise.correction.controls import Band, Controls
 from excise.correction.dose import choose_dose
@@ -97,6 +97,17 @@ def test_the_card_says_what_was_measured(card_of: Any, kind: str):
     assert {"perplexity.max_increase", "perplexity.equivalence", "toxicity.min_decrease",
             "toxicity@other.min_decrease", "controls", "edited"} <= set(checks)  # fmt: skip
     assert card.evidence()["verdict"] == ("met" if card.passed else "not met")
+
+
+@both
+def test_weights_are_counted_by_matrix(card_of: Any, kind: str):
+    card = card_of(kind)
+    body, out = ("model", "mlp.down_proj") if kind == "llama-gqa" else ("model.decoder", "fc2")
+    weights = {f"{body}.layers.1.{out}.weight": (torch.tensor([3, 9]), torch.zeros(2))}
+    card = replace(card, edit=Edit(weights=weights))
+    assert cut_by_layer(card) == {out: [0, 2]}
+    assert f">{out}<" in card_page(card)
+    assert out in card_markdown(card)
 
 
 @both
