@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 @click.option("--method", default="lrp", show_default=True, help="How components are ranked.")
 @click.option("--sizes", default="10,30,100,300,1000", show_default=True, help="Doses to try.")
 @click.option(
-    "--factor", "factors", multiple=True, type=float, default=(0.0, 0.5), show_default=True,
-    help="What components are scaled by, may be repeated.",
+    "--factor", "factors", multiple=True, default=("0", "0.5"), show_default=True,
+    help="What components are scaled by, may be repeated; own: by the method's (aura).",
 )  # fmt: skip
 @click.option(
     "--budget", "budgets", multiple=True,

@@ -20,7 +20,7 @@ from ..correction.card_page import card_page
 from ..correction.contrast import COMPONENTS, CONTRASTS, Contrast, contrast
 from ..correction.contrast_weights import WEIGHT_METHODS, WeightContrast, weight_contrast
 from ..correction.controls import random_edits
-from ..correction.dose import DoseResponse, check_grid, choose_dose
+from ..correction.dose import DoseResponse, Factor, check_grid, choose_dose
 from ..correction.durability import FORMS
 from ..correction.likelihood import identity_likelihood
 from ..correction.material import Material, divided, from_examples, from_prompts
@@ -64,6 +64,7 @@ class Asked:
 
     options: dict[str, Any]
     sizes: tuple[int, ...]
+    factors: tuple[Factor, ...]
     budgets: dict[str, float]
     least: float
     policy: tuple[Rule, ...] | None
@@ -114,9 +115,9 @@ def checked(options: dict[str, Any]) -> Asked:
         if options[name] < least:
             flag = name.replace("_", "-")
             raise ExciseError(f"--{flag} is {options[name]}: give at least {least}")
-    sizes = _sizes(options["sizes"])
+    sizes, factors = _sizes(options["sizes"]), _factors(options["factors"], options["method"])
     budgets = parse_budgets(options["budgets"], tuple(TASKS))
-    check_grid(sizes, options["factors"], budgets["perplexity"])
+    check_grid(sizes, factors, budgets["perplexity"])
     for file in (undesired, options["general"]):
         if file:
             read_text(file)
@@ -128,6 +129,7 @@ def checked(options: dict[str, Any]) -> Asked:
     return Asked(
         options,
         sizes,
+        factors,
         budgets,
         _share("--least", options["least"]),
         tuple(read_policy(options["gate"])) if options["gate"] else None,
@@ -150,6 +152,18 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise ExciseError(f"--sizes is {text!r}: give numbers with commas, as in 10,30,100")
     return tuple(map(int, text.split(",")))
+
+
+def _factors(texts: Sequence[str], method: str) -> tuple[Factor, ...]:
+    found: list[Factor] = []
+    for text in texts:
+        if text == "own" and not CONTRASTS[method].own_factors:
+            raise ExciseError(f"--factor own: {method} has no factors of its own, give a number")
+        try:
+            found.append(None if text == "own" else float(text))
+        except ValueError:
+            raise ExciseError(f"--factor is {text!r}: give a number below 1, or own") from None
+    return tuple(dict.fromkeys(found))
 
 
 def _share(flag: str, text: str) -> float:
@@ -223,7 +237,7 @@ def plan_text(work: Work, asked: Asked) -> str:
         new_tokens=written,
         windows=(-(-n // 2), n),
         window=asked["window"],
-        doses=len(asked.sizes) * len(set(asked["factors"])),
+        doses=len(asked.sizes) * len(asked.factors),
         controls=asked["controls"],
         others=16 * asked["task_samples"] * (len(work.others) - 1) + 2400,
     )
@@ -249,7 +263,7 @@ def corrected(
         work.select_text,
         budget=asked.budgets["perplexity"],
         sizes=_provable(loaded, ranking, asked, tell),
-        factors=asked["factors"],
+        factors=asked.factors,
         cache=asked.cache,
         progress=True,
         tell=tell,

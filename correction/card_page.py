@@ -21,7 +21,7 @@ from .card import (
     summary_table,
 )
 from .changes import Unit
-from .dose import Dose, DoseResponse
+from .dose import Dose, DoseResponse, factor_text
 from .proof import Card
 
 
@@ -79,7 +79,10 @@ def _dose_charts(dose: DoseResponse) -> str:
     charts = []
     for gain, title in ((True, "behaviour gone"), (False, "perplexity")):
         series = [
-            Series(f"x {factor:g}", [point(d, gain) for d in dose.doses if d.factor == factor])
+            Series(
+                f"x {factor_text(factor)}",
+                [point(d, gain) for d in dose.doses if d.factor == factor],
+            )
             for factor in dict.fromkeys(one.factor for one in dose.doses)
         ]
         charts.append(

@@ -160,6 +160,8 @@ class ContrastMethod:
     summary: str
     source: str
     find: Callable[[Request], Found] = field(repr=False)
+    own_factors: bool = False
+    """Whether it says by what each unit is scaled."""
 
 
 def _ratio(method: str) -> Callable[[Request], Found]:
@@ -253,7 +255,7 @@ _ALL = (
     ContrastMethod("wanda-difference", "difference of output norm times activation norm",
                    "arXiv 2306.11695, as in 2506.13727", _wanda),
     ContrastMethod("aura", "how well the largest activation tells the sets apart",
-                   "arXiv 2407.12824", _aura),
+                   "arXiv 2407.12824", _aura, own_factors=True),
     ContrastMethod("random", "seeded uniform numbers: the control", "none", _random),
     ContrastMethod("magnitude", "smallest output norm first", "none", _magnitude),
 )  # fmt: skip

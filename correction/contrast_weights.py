@@ -50,8 +50,14 @@ class WeightContrast:
                 found[name] = indices[mine].sort().values
         return found
 
-    def edit(self, k: int, factor: float = 0.0) -> Edit:
-        """Make an edit that scales the first k weights."""
+    def edit(self, k: int, factor: float | None = 0.0) -> Edit:
+        """Make an edit that scales the first k weights.
+
+        Raises:
+            ExciseError: There are not as many, or no factor: weights have none of their own.
+        """
+        if factor is None:
+            raise ExciseError("weights have no factors of their own: give one")
         top = self.top(k)
         return Edit(weights={n: (i, torch.full(i.shape, factor)) for n, i in top.items()})
 

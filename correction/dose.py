@@ -29,6 +29,9 @@ FEWEST = 8
 BEYOND = 5.0
 """A factor's series ends with the first dose that costs this many times the budget."""
 
+Factor = float | None
+"""What components are scaled by; None takes each one's own, of a method that has them."""
+
 PERPLEXITY = Judgement("perplexity", "token_perplexity", "lower")
 
 
@@ -71,7 +74,7 @@ class Dose:
     """One trial."""
 
     size: int
-    factor: float
+    factor: Factor
     cost: Cost
     gain: Measure | None
     """Share of the behaviour that is gone; None where it could not be measured, see `note`."""
@@ -113,12 +116,17 @@ class DoseResponse:
             gain = percent(dose.gain) if dose.gain else dose.note
             mark = "chosen" if dose is self.chosen else "" if dose.cost.within else "over budget"
             rows.append(
-                [f"{dose.size}", f"{dose.factor:g}", gain, percent(dose.cost.relative),
+                [f"{dose.size}", factor_text(dose.factor), gain, percent(dose.cost.relative),
                  f"{100 * dose.cost.decisive:+.2f} %", mark]
             )  # fmt: skip
         decided = {dose.cost.by for dose in self.doses}
         last = "perplexity, decisive" if len(decided) > 1 else f"perplexity, {min(decided)}"
         return ["components", "factor", "behaviour gone", "perplexity", last, ""], rows
+
+
+def factor_text(factor: Factor) -> str:
+    """Render a factor."""
+    return "own" if factor is None else f"{factor:g}"
 
 
 def percent(measure: Measure) -> str:
@@ -142,14 +150,14 @@ def cost_of(before: Evaluation, after: Evaluation, budget: float) -> Cost:
 
 def choose_dose(
     loaded: Loaded,
-    make: Callable[[int, float], Edit],
+    make: Callable[[int, Factor], Edit],
     target: Target,
     prompts: Sequence[str],
     text: Perplexity,
     *,
     budget: float,
     sizes: Sequence[int] = SIZES,
-    factors: Sequence[float] = FACTORS,
+    factors: Sequence[Factor] = FACTORS,
     cache: Path | None = None,
     progress: bool = False,
     tell: Callable[[str], None] | None = None,
@@ -189,7 +197,9 @@ def choose_dose(
             doses.append(dose)
             if tell:
                 gone = percent(dose.gain) if dose.gain else dose.note
-                tell(f"{size} components x {factor:g}: behaviour gone {gone}; {dose.cost}")
+                tell(
+                    f"{size} components x {factor_text(factor)}: behaviour gone {gone}; {dose.cost}"
+                )
             if dose.gain is None or not dose.cost.relative.value <= BEYOND * budget:
                 break
     fitting = [d for d in doses if d.gain and d.gain.value > 0 and d.cost.within]
@@ -199,7 +209,7 @@ def choose_dose(
 
 def _tried(
     size: int,
-    factor: float,
+    factor: Factor,
     before: Evaluation,
     target: Target,
     measured: Callable[[Sequence[Metric]], Evaluation],
@@ -216,7 +226,7 @@ def _tried(
     return Dose(size, factor, cost, gain)
 
 
-def check_grid(sizes: Sequence[int], factors: Sequence[float], budget: float) -> None:
+def check_grid(sizes: Sequence[int], factors: Sequence[Factor], budget: float) -> None:
     """Refuse a grid that means nothing, before a model is loaded.
 
     Raises:
@@ -224,7 +234,8 @@ def check_grid(sizes: Sequence[int], factors: Sequence[float], budget: float) ->
     """
     if not sizes or min(sizes) < 1:
         raise ExciseError(f"sizes are {list(sizes)}: give numbers of components from 1")
-    if not factors or any(not -10 <= factor < 1 for factor in factors):  # NaN, too
+    numbers = [factor for factor in factors if factor is not None]
+    if not factors or any(not -10 <= factor < 1 for factor in numbers):  # NaN, too
         raise ExciseError(f"factors are {list(factors)}: give numbers below 1, as in 0 or 0.5")
     if not 0 <= budget < 10:
         raise ExciseError(f"the perplexity budget is {budget:g}: give a share, as in 1%")

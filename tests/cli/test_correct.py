@@ -130,6 +130,19 @@ def test_the_gate_is_met_and_a_second_run_measures_nothing(
     assert first["correction"] == second["correction"]
 
 
+def test_aura_scales_by_its_own_factors(files: Path, planted: Path, tmp_path: Path):
+    arguments = options(files, "--undesired", files / "david.jsonl", "--method", "aura", "--sizes",
+                        "2,4", "--json")  # fmt: skip
+    cut = arguments.index("--factor")
+    arguments[cut : cut + 2] = ["--factor", "own"]
+    done = run(planted, *arguments, "-o", tmp_path / "out")
+    found = json.loads(done.stdout)
+    rows = found["dose_response"] if found.get("output") is None else None
+    rows = rows or found["correction"]["dose_response"]
+    assert [row["factor"] for row in rows] == [None] * len(rows)
+    assert "components x own" in done.stderr
+
+
 @pytest.mark.parametrize("method", ["lrp", "random"])
 def test_weights_are_cut_through_the_same_door(
     files: Path, planted: Path, tmp_path: Path, method: str
@@ -259,6 +272,8 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--sizes", "0"), "sizes are"),
         (options(files, "-o", out, "--sizes", "99999"), "no size of 99999"),
         (options(files, "-o", out, "--factor", "1"), "factors are"),
+        (options(files, "-o", out, "--factor", "half"), "--factor is 'half'"),
+        (options(files, "-o", out, "--factor", "own"), "lrp has no factors of its own"),
         (options(files, "-o", out, "--budget", "perplexity=lots"), "budget 'perplexity=lots'"),
         (options(files, "-o", out, "--budget", "speed=1%"), "write NAME=SHARE"),
         (options(files, "-o", out, "--least", "some"), "--least is 'some'"),
