@@ -24,10 +24,13 @@ from excise.core.artefact import check_output, read_artefact
 from excise.core.loading import load_model
 from excise.correction.edit import Edit
 from excise.eval import statistics
+from excise.eval.repetition import Repetition
 
+# for speed: none of it is about files
 artefact.version = functools.cache(artefact.version)
 statistics.RESAMPLES = 200
 statistics.resampled_sums.__defaults__ = (200,)
+correct_run.Repetition = functools.partial(Repetition, Repetition().prompts[:6])
 
 top, models, options = Path(sys.argv[1]), sys.argv[2:4], sys.argv[4:]
 rename = Path.rename
