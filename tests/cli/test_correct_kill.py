@@ -14,7 +14,7 @@ from excise.circuits.ioi import ioi_prompts
 KINDS = ("llama-gqa", "opt")
 
 KILLED = """
-import functools, hashlib, json, os, random, shutil, signal, sys, time
+import functools, hashlib, json, os, random, shutil, signal, sys, threading, time
 from pathlib import Path
 from click.testing import CliRunner
 from excise.cli import correct_run
@@ -25,6 +25,11 @@ from excise.core.loading import load_model
 from excise.correction.edit import Edit
 from excise.eval import statistics
 from excise.eval.repetition import Repetition
+from tqdm import tqdm
+
+# tqdm's own lock is shared with children: one that is killed while it holds it would stop all
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # no thread, as it could hold the lock during a fork
 
 # for speed: none of it is about files
 artefact.version = functools.cache(artefact.version)
@@ -148,7 +153,7 @@ def test_kill_9_at_20_moments(
     models = [tiny_folder(kind) for kind in KINDS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path / "runs", *models, *options],
-        capture_output=True, text=True,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *kills, untouched = map(json.loads, done.stdout.splitlines())
