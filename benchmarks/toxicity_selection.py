@@ -20,11 +20,11 @@ import torch
 from excise.core.loading import load_model
 from excise.correction.behaviour import (
     BehaviourSet,
-    bad_continuations,
     check_sets,
     encode,
     plain_samples,
 )
+from excise.correction.continuations import bad_continuations
 from excise.correction.contrast import CONTRASTS, contrast
 from excise.correction.edit import Edit
 from excise.correction.selection import damped_edit

@@ -34,13 +34,19 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--examples", default=400, show_default=True, help="Undesired ones at most.")
 @click.option(
+    "--completions", type=int,
+    help="Of prompts: samples of each, from which pairs are made; 0 takes greedy ones, unpaired.  "
+    "[default: 12; repetition 0]",
+)  # fmt: skip
+@click.option(
     "--component", default="neurons", show_default=True, help="neurons, heads or weights."
 )
 @click.option("--method", default="lrp", show_default=True, help="How components are ranked.")
 @click.option("--sizes", default="10,30,100,300,1000", show_default=True, help="Doses to try.")
 @click.option(
     "--factor", "factors", multiple=True, default=("0", "0.5"), show_default=True,
-    help="What components are scaled by, may be repeated; own: by the method's (aura).",
+    help="What components are scaled by, may be repeated: a number, learned for each, or own "
+    "(aura's).",
 )  # fmt: skip
 @click.option(
     "--budget", "budgets", multiple=True,
@@ -76,7 +82,8 @@ def command(
     from ..core.artefact import check_output
     from ..core.errors import ExciseError
     from ..correction.resume import forget_contrast
-    from .correct_run import bound, checked, corrected, plan_text, prepared, write_card
+    from .correct_options import checked
+    from .correct_run import bound, corrected, plan_text, prepared, write_card
 
     if output is None and not dry_run:
         raise ExciseError("say where the edit goes: -o FOLDER")

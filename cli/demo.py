@@ -113,7 +113,8 @@ def _corrected(
     """
     from ..core.errors import ExciseError
     from ..correction.dose import DoseResponse
-    from .correct_run import bound, checked, corrected, prepared
+    from .correct_options import checked
+    from .correct_run import bound, corrected, prepared
 
     installed = all(map(find_spec, ("garak", "profanity_check")))
     behaviour = "toxicity" if installed else "repetition"
@@ -133,8 +134,8 @@ def _corrected(
 
 _CORRECTION: dict[str, Any] = {
     "undesired": None, "general": None, "prompts": None, "judges": (), "examples": 400,
-    "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": (0.0,),
-    "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
+    "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": ("0",),
+    "completions": None, "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
     "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "new_tokens": 24,
     "controls": 20, "durability": False, "gate": None, "min_samples": 12, "no_cache": False,
 }  # fmt: skip

@@ -12,10 +12,6 @@ from typing import Any
 
 from ..core.data import Sample, encode_texts, read_text
 from ..core.errors import ExciseError
-from ..core.loading import Loaded
-from ..eval.generation import Decoding, complete
-from ..eval.repetition import REPETITIVE, repetition
-from ..eval.scorers import Scorer, score_texts
 
 
 _HEADERS = ("toxic", "undesired")
@@ -144,78 +140,6 @@ def plain_samples(tokenizer: Any, texts: Sequence[str], n: int, length: int) -> 
     """
     samples = encode_texts(tokenizer, texts, n, length)
     return tuple(Sample(s.input_ids, continuation=len(s.input_ids) - 1) for s in samples)
-
-
-def own_continuations(
-    loaded: Loaded,
-    prompts: Sequence[str],
-    scorer: Scorer | None,
-    *,
-    new_tokens: int = 20,
-    batch_size: int = 16,
-) -> list[tuple[Sample, float]]:
-    """Let a model continue prompts greedily, and score what it says.
-
-    Args:
-        loaded: The model.
-        prompts: Texts.
-        scorer: From `get_scorer`; None takes the share of tokens that are repeats.
-        new_tokens: Length of the continuations.
-        batch_size: Prompts per pass.
-
-    Returns:
-        For each prompt that got a continuation, the whole as a sample, and its score from 0 to 1.
-    """
-    tokenizer = loaded.tokenizer
-    ids = [tuple(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    decoding = Decoding(completions=0, new_tokens=new_tokens)
-    found = dict(complete(loaded.model, ids, decoding, batch_size))
-    tails = {i: tuple(found[i][0]) for i in sorted(found) if found[i][0]}
-    if scorer is None:
-        scores = [1 - repetition(tail)["unique_token_ratio"] for tail in tails.values()]
-    else:
-        texts = [tokenizer.decode(tail, skip_special_tokens=True) for tail in tails.values()]
-        scores = score_texts(scorer, texts)
-    samples = [Sample((*ids[i], *tail), continuation=len(tail)) for i, tail in tails.items()]
-    return list(zip(samples, scores, strict=True))
-
-
-def bad_continuations(
-    loaded: Loaded,
-    prompts: Sequence[str],
-    scorer: Scorer | None,
-    threshold: float | None = None,
-    *,
-    new_tokens: int | None = None,
-    batch_size: int = 16,
-    name: str = "own continuations",
-) -> BehaviourSet:
-    """Make a behaviour of a model's own continuations: the bad ones against the others.
-
-    Args:
-        loaded: The model.
-        prompts: Those that make some models say what they should not.
-        scorer: From `get_scorer`; None picks by repetition.
-        threshold: A continuation is bad above it. By default 0.5: for repetition, that is fewer
-            unique tokens than half.
-        new_tokens: Length of the continuations; 20, or 50 for repetition, if None.
-        batch_size: Prompts per pass.
-        name: What to call the behaviour.
-
-    Raises:
-        ExciseError: None is bad, or all are.
-    """
-    threshold = (0.5 if scorer else 1 - REPETITIVE) if threshold is None else threshold
-    tokens = new_tokens or (20 if scorer else 50)
-    scored = own_continuations(loaded, prompts, scorer, new_tokens=tokens, batch_size=batch_size)
-    bad = tuple(sample for sample, score in scored if score > threshold)
-    rest = tuple(sample for sample, score in scored if score <= threshold)
-    if not bad or not rest:
-        raise ExciseError(
-            f"{len(bad)} of {len(scored)} continuations score above {threshold:g}: "
-            "give other prompts, or another threshold"
-        )
-    return BehaviourSet(name, bad, rest, False)
 
 
 def check_sets(behaviour: BehaviourSet) -> list[str]:

@@ -68,25 +68,27 @@ class Contrast:
             raise ExciseError(f"k is {k}: there are 1 to {free} {self.component} to choose from")
         return top_units(getattr(self, self.rank_by), k, self.protected)
 
-    def edit(self, k: int, factor: float | None = 0.0) -> Edit:
+    def edit(self, k: int, factor: float | Literal["own"] = 0.0) -> Edit:
         """Make an edit that scales the first k components.
 
         Args:
             k: How many.
-            factor: One for all: 0 removes, 0.5 damps, negative ones turn the sign; None takes the
-                method's own.
+            factor: One for all: 0 removes, 0.5 damps, negative ones turn the sign; `own` takes the
+                method's.
 
         Raises:
             ExciseError: There are not as many, or the method has no factors of its own.
         """
         units = self.top(k)
-        if factor is not None:
+        if factor != "own":
             return Edit.of_units(self.component, dict.fromkeys(units, float(factor)))
         if self.factors is None:
             raise ExciseError(
                 f"contrast {self.config['method']!r} has no factors of its own: give one"
             )
-        own = {(layer, unit): float(self.factors[layer, unit]) for layer, unit in units}
+        own = {unit: float(self.factors[unit]) for unit in units if self.factors[unit] != 1}
+        if not own:
+            raise ExciseError(f"contrast {self.config['method']!r} scales none of the first {k}")
         return Edit.of_units(self.component, own)
 
     @property

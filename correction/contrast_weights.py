@@ -50,13 +50,13 @@ class WeightContrast:
                 found[name] = indices[mine].sort().values
         return found
 
-    def edit(self, k: int, factor: float | None = 0.0) -> Edit:
+    def edit(self, k: int, factor: float | Literal["own"] = 0.0) -> Edit:
         """Make an edit that scales the first k weights.
 
         Raises:
-            ExciseError: There are not as many, or no factor: weights have none of their own.
+            ExciseError: There are not as many, or `own`, which weights do not have.
         """
-        if factor is None:
+        if factor == "own":
             raise ExciseError("weights have no factors of their own: give one")
         top = self.top(k)
         return Edit(weights={n: (i, torch.full(i.shape, factor)) for n, i in top.items()})

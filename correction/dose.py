@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
@@ -29,8 +29,8 @@ FEWEST = 8
 BEYOND = 5.0
 """A factor's series ends with the first dose that costs this many times the budget."""
 
-Factor = float | None
-"""What components are scaled by; None takes each one's own, of a method that has them."""
+Factor = float | Literal["own", "learned"]
+"""What components are scaled by: one number for all, what the method says, or what is learned."""
 
 PERPLEXITY = Judgement("perplexity", "token_perplexity", "lower")
 
@@ -124,9 +124,9 @@ class DoseResponse:
         return ["components", "factor", "behaviour gone", "perplexity", last, ""], rows
 
 
-def factor_text(factor: Factor) -> str:
+def factor_text(factor: float | str) -> str:
     """Render a factor."""
-    return "own" if factor is None else f"{factor:g}"
+    return factor if isinstance(factor, str) else f"{factor:g}"
 
 
 def percent(measure: Measure) -> str:
@@ -150,7 +150,7 @@ def cost_of(before: Evaluation, after: Evaluation, budget: float) -> Cost:
 
 def choose_dose(
     loaded: Loaded,
-    make: Callable[[int, Factor], Edit],
+    make: Callable[[int, Any], Edit],
     target: Target,
     prompts: Sequence[str],
     text: Perplexity,
@@ -166,7 +166,8 @@ def choose_dose(
 
     Args:
         loaded: The model, which is left as it was.
-        make: Returns the edit of so many components with this factor, as `Contrast.edit` does.
+        make: Returns the edit of so many components with this factor, as `Contrast.edit` does
+            for numbers.
         target: What is to go.
         prompts: Those for selection.
         text: Perplexity on the text for selection.
@@ -234,7 +235,7 @@ def check_grid(sizes: Sequence[int], factors: Sequence[Factor], budget: float) -
     """
     if not sizes or min(sizes) < 1:
         raise ExciseError(f"sizes are {list(sizes)}: give numbers of components from 1")
-    numbers = [factor for factor in factors if factor is not None]
+    numbers = [factor for factor in factors if not isinstance(factor, str)]
     if not factors or any(not -10 <= factor < 1 for factor in numbers):  # NaN, too
         raise ExciseError(f"factors are {list(factors)}: give numbers below 1, as in 0 or 0.5")
     if not 0 <= budget < 10:

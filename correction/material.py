@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from ..core.data import Sample, line_hashes, text_hash
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from ..eval.scorers import Scorer
-from .behaviour import BehaviourSet, bad_continuations, plain_samples, read_behaviour
+from .behaviour import BehaviourSet, plain_samples, read_behaviour
+from .continuations import bad_continuations, paired_continuations
 from .likelihood import decoded_sample, prompt_of
 from .recipes import Parts, likelihood_target, prompt_parts
 from .splits import part_of
@@ -38,7 +40,7 @@ class Material:
     target: Target
     parts: Parts
     behaviour: Callable[[], BehaviourSet]
-    """Makes the samples of the attribution; may let the model write."""
+    """Makes the samples of the attribution, once; may let the model write."""
     texts: Texts
     seen: frozenset[str]
     """Hashes of all that finds and chooses."""
@@ -73,6 +75,8 @@ def from_prompts(
     scorer: Scorer | None,
     texts: Texts,
     new_tokens: int,
+    completions: int = 0,
+    seed: int = 0,
 ) -> Material:
     """Take the model's own bad continuations of the prompts for attribution.
 
@@ -83,6 +87,9 @@ def from_prompts(
         scorer: What picks bad continuations; None picks by repetition.
         texts: Text in its parts.
         new_tokens: Length of the continuations.
+        completions: Samples per prompt, from which pairs are made; 0 takes greedy continuations,
+            the bad ones against the others.
+        seed: Of the samples.
 
     Raises:
         ExciseError: There is no prompt for attribution.
@@ -91,10 +98,16 @@ def from_prompts(
         raise ExciseError("there are no prompts for attribution: give more of them")
 
     def make() -> BehaviourSet:
-        found = bad_continuations(
-            loaded, parts.attribution, scorer, new_tokens=new_tokens, batch_size=32,
-            name=target.name,
-        )  # fmt: skip
+        if completions:
+            found = paired_continuations(
+                loaded, parts.attribution, scorer, completions, new_tokens=new_tokens, seed=seed,
+                name=target.name,
+            )  # fmt: skip
+        else:
+            found = bad_continuations(
+                loaded, parts.attribution, scorer, new_tokens=new_tokens, batch_size=32,
+                name=target.name,
+            )  # fmt: skip
         return with_kept(loaded.tokenizer, found, texts.general)
 
     prompts = frozenset(map(text_hash, (*parts.attribution, *parts.selection)))
@@ -214,7 +227,7 @@ def _material(
     hashes: frozenset[str],
 ) -> Material:
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, behaviour, texts, seen, hashes)
+    return Material(target, parts, cache(behaviour), texts, seen, hashes)
 
 
 def _without(text: str, seen: frozenset[str]) -> str:

@@ -11,6 +11,7 @@ from ..core.loading import Loaded
 from ..core.memory import readable
 from ..eval.outcome import Metric
 from ..eval.run import forecast
+from .learned import KEPT, PAIRS
 from .material import Material
 
 
@@ -45,6 +46,8 @@ def plan_of(
     window: int,
     doses: int,
     controls: int,
+    completions: int,
+    steps: int,
     others: int,
 ) -> Plan:
     """Count the work.
@@ -56,14 +59,19 @@ def plan_of(
         window: Tokens of one.
         doses: Trials at most.
         controls: Random edits.
+        completions: Samples per prompt, beside the greedy one.
+        steps: In which factors are learned.
         others: Tokens of tasks and side effects.
     """
     written = WRITTEN * (new_tokens + 8) if new_tokens else 32.0
     parts = material.parts
     chosen = len(parts.selection) * written + windows[0] * window
     tested = len(parts.test) * written + windows[1] * window
+    sample = BACKWARD * (new_tokens + 8)
     return Plan(
-        contrast=len(parts.attribution) * (written + BACKWARD * (new_tokens + 8)) + BACKWARD * 4096,
+        contrast=len(parts.attribution) * ((1 + completions) * written + sample)
+        + BACKWARD * 4096
+        + steps * (2 * PAIRS + KEPT) * (sample + new_tokens + 8),
         dose=(1 + doses) * chosen,
         test=2 * (tested + others),
         controls=controls * tested,

@@ -139,8 +139,18 @@ def test_aura_scales_by_its_own_factors(files: Path, planted: Path, tmp_path: Pa
     found = json.loads(done.stdout)
     rows = found["dose_response"] if found.get("output") is None else None
     rows = rows or found["correction"]["dose_response"]
-    assert [row["factor"] for row in rows] == [None] * len(rows)
+    assert [row["factor"] for row in rows] == ["own"] * len(rows)
     assert "components x own" in done.stderr
+
+
+def test_factors_are_learned(files: Path, planted: Path, tmp_path: Path):
+    arguments = options(files, "--undesired", files / "david.jsonl", "--sizes", "4", "--json")
+    arguments[arguments.index("--factor") + 1] = "learned"
+    done = run(planted, *arguments, "-o", tmp_path / "out")
+    assert "4 components x learned" in done.stderr
+    found = json.loads(done.stdout)
+    rows = found.get("dose_response") or found["correction"]["dose_response"]
+    assert [(row["size"], row["factor"]) for row in rows] == [(4, "learned")]
 
 
 @pytest.mark.parametrize("method", ["lrp", "random"])
@@ -273,7 +283,10 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--sizes", "99999"), "no size of 99999"),
         (options(files, "-o", out, "--factor", "1"), "factors are"),
         (options(files, "-o", out, "--factor", "half"), "--factor is 'half'"),
-        (options(files, "-o", out, "--factor", "own"), "lrp has no factors of its own"),
+        (options(files, "-o", out, "--factor", "learned", "--component", "weights"), "neurons or"),
+        (options(files, "-o", out, "--completions", "3"), "makes pairs for a --behaviour"),
+        (["--behaviour", "repetition", "--completions", "-1", "-o", out], "--completions is -1"),
+        (options(files, "-o", out, "--factor", "own"), "lrp has none of its own"),
         (options(files, "-o", out, "--budget", "perplexity=lots"), "budget 'perplexity=lots'"),
         (options(files, "-o", out, "--budget", "speed=1%"), "write NAME=SHARE"),
         (options(files, "-o", out, "--least", "some"), "--least is 'some'"),

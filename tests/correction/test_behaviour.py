@@ -3,24 +3,19 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from excise.core.data import Sample
 from excise.core.errors import ExciseError
-from excise.core.loading import Loaded
 from excise.correction.behaviour import (
     BehaviourSet,
-    bad_continuations,
     check_sets,
     encode,
-    own_continuations,
     read_behaviour,
 )
 from excise.correction.splits import SHARES, part_of, split
-from excise.eval.scorers import Scorer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,35 +126,6 @@ def test_continuations_are_cut_and_empty_ones_refused(tiny_tokenizer: Any):
 def test_sets_that_cannot_be_contrasted(undesired: Any, general: Any, paired: bool, said: str):
     with pytest.raises(ExciseError, match=said):
         BehaviourSet("x", undesired, general, paired)
-
-
-def test_a_models_own_bad_continuations(tiny: Callable[..., Any], tiny_tokenizer: Any):
-    loaded = Loaded(tiny("llama-gqa"), tiny_tokenizer, "tiny")
-    prompts = ["the cat", "one two three", "and then it was", "not there", "mat on"]
-    counts = {}
-
-    def long(found: list[str]) -> list[float]:
-        return [min(1.0, len(set(text.split())) / 10) for text in found]
-
-    scorer = Scorer("length", None, "test", long)
-    scored = own_continuations(loaded, prompts, scorer, new_tokens=6)
-    for sample, score in scored:
-        words = tiny_tokenizer.decode(sample.input_ids[-sample.continuation :]).split()
-        counts[sample] = len(set(words))
-        assert score == pytest.approx(len(set(words)) / 10)
-    threshold = sorted(score for _, score in scored)[len(scored) // 2] - 1e-9
-    found = bad_continuations(loaded, prompts, scorer, threshold, new_tokens=6)
-    assert set(found.undesired) == {s for s, n in counts.items() if n / 10 > threshold}
-    assert set(found.general) == set(counts) - set(found.undesired)
-    with pytest.raises(ExciseError, match="score above 1"):
-        bad_continuations(loaded, prompts, scorer, 1.0, new_tokens=6)
-
-
-def test_repetition_needs_no_scorer(tiny: Callable[..., Any], tiny_tokenizer: Any):
-    loaded = Loaded(tiny("opt"), tiny_tokenizer, "tiny")
-    for sample, score in own_continuations(loaded, ["the cat", "one two"], None, new_tokens=12):
-        tail = sample.input_ids[-sample.continuation :]
-        assert score == pytest.approx(1 - len(set(tail)) / len(tail))
 
 
 def test_good_sets_have_no_warnings():

@@ -192,12 +192,12 @@ def test_activations_are_those_that_predict(tiny_opt: Any):
 
 def test_aura_has_factors_of_its_own(tiny_llama: Any):
     found = contrast(tiny_llama, behaviour(), "aura")
-    own = found.edit(4, None).neurons
+    own = found.edit(4, "own").neurons
     assert set(own) == set(found.top(4))
     for unit, factor in own.items():
         assert factor == pytest.approx(1 - 2 * max(0.0, found.scores[unit].item()))
     with pytest.raises(ExciseError, match="no factors of its own"):
-        replace(found, factors=None).edit(1, None)
+        replace(found, factors=None).edit(1, "own")
 
 
 @pytest.mark.parametrize(

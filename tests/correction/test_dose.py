@@ -122,6 +122,7 @@ def test_gain_and_cost_counted_again(bench: Any, kind: str):
     score, perplexity = by_hand(one, Edit())
     assert score > 0
     for dose in found.doses:
+        assert isinstance(dose.factor, float)
         after = by_hand(one, cut(dose.size, dose.factor))
         assert dose.gain is not None
         assert dose.gain.value == pytest.approx(1 - after[0] / score, abs=1e-9)

