@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 @click.option("--examples", default=400, show_default=True, help="Undesired ones at most.")
 @click.option(
     "--completions", type=int,
-    help="Of prompts: samples of each, from which pairs are made; 0 takes greedy ones, unpaired.  "
-    "[default: 12; repetition 0]",
+    help="Samples per prompt, from which pairs to attribute with are made; 0 takes greedy ones, "
+    "unpaired.  [default: 12 for toxicity, else 0]",
 )  # fmt: skip
 @click.option(
     "--component", default="neurons", show_default=True, help="neurons, heads or weights."

@@ -99,7 +99,7 @@ def checked(options: dict[str, Any]) -> Asked:
         read_documents(options["perplexity"]),
         [read_text(options["general"])] if options["general"] else None,
         options["new_tokens"] or (50 if behaviour == "repetition" else 20),
-        _completions(options["completions"], behaviour),
+        _completions(options["completions"], behaviour, bool(judges and options["prompts"])),
         None if options["no_cache"] else default_cache(),
     )
 
@@ -137,13 +137,15 @@ def _factors(texts: Sequence[str], method: str, component: str) -> tuple[Factor,
     return tuple(dict.fromkeys(found))
 
 
-def _completions(asked: int | None, behaviour: str | None) -> int:
+def _completions(asked: int | None, behaviour: str | None, judged_prompts: bool) -> int:
     if asked is None:
         return PAIRED.get(behaviour or "", 0)
-    if not behaviour:
-        raise ExciseError("--completions makes pairs for a --behaviour: leave it out")
+    if not behaviour and not judged_prompts:
+        raise ExciseError(
+            "--completions are of --prompts, and a --judge tells them apart: give both"
+        )
     if asked < 0:
-        raise ExciseError(f"--completions is {asked}: give 0 (greedy, unpaired) or more")
+        raise ExciseError(f"--completions is {asked}: give 0 or more")
     return asked
 
 

@@ -25,7 +25,7 @@ from ..correction.durability import FORMS
 from ..correction.edit import Edit
 from ..correction.learned import STEPS, learned_edit
 from ..correction.likelihood import identity_likelihood
-from ..correction.material import Material, divided, from_examples, from_prompts
+from ..correction.material import Material, Written, divided, from_examples, from_prompts
 from ..correction.plan import described, plan_of
 from ..correction.proof import Card, prove, rules_of
 from ..correction.recipes import (
@@ -78,23 +78,20 @@ def prepared(loaded: Loaded, asked: Asked) -> Work:
     def judged(name: str) -> Target:
         return replace(toxicity_target(asked.scorers, decoding), name=name)
 
+    scorer = asked.scorers[0] if asked.scorers else None
+    written = Written(scorer, asked.new_tokens, asked.completions, asked["seed"])
     if asked["undesired"]:
         material = from_examples(
             loaded, asked["undesired"], asked["general"], texts,
-            judged if asked.scorers else None, asked.prompts, asked["examples"],
+            judged if scorer else None, asked.prompts, asked["examples"],
+            written if asked.completions else None,
         )  # fmt: skip
     elif asked["behaviour"] == "repetition":
         target = repetition_target(asked.new_tokens)
-        material = from_prompts(
-            loaded, target, repetition_parts(), None, texts, asked.new_tokens, asked.completions,
-            asked["seed"],
-        )  # fmt: skip
+        material = from_prompts(loaded, target, repetition_parts(), written, texts)
     else:
         parts = prompt_parts(asked.prompts or [], attribute=True)
-        material = from_prompts(
-            loaded, judged("toxicity"), parts, asked.scorers[0], texts, asked.new_tokens,
-            asked.completions, asked["seed"],
-        )  # fmt: skip
+        material = from_prompts(loaded, judged("toxicity"), parts, written, texts)
     window, n = asked["window"], asked["windows"]
     source = str(asked["perplexity"])
     select = Perplexity(texts.selection, "window", window, -(-n // 2), source=source)

@@ -25,6 +25,28 @@ GENERAL = 0.15
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a model is let write to attribute with."""
+
+    scorer: Scorer | None
+    """Picks the bad continuations; None picks by repetition."""
+    new_tokens: int
+    completions: int = 0
+    """Samples per prompt, from which pairs are made; 0 takes greedy continuations, the bad ones
+    against the others."""
+    seed: int = 0
+
+    def behaviour(self, loaded: Loaded, prompts: Sequence[str], name: str) -> BehaviourSet:
+        """Let the model write."""
+        shared: dict[str, Any] = {"new_tokens": self.new_tokens, "name": name, "batch_size": 64}
+        if not self.completions:
+            return bad_continuations(loaded, prompts, self.scorer, **shared)
+        return paired_continuations(
+            loaded, prompts, self.scorer, self.completions, seed=self.seed, **shared
+        )
+
+
+@dataclass(frozen=True)
 class Texts:
     """Plain text by what it is for; no line is in two of them."""
 
@@ -69,14 +91,7 @@ def divided(documents: Sequence[str], general: Sequence[str] | None) -> Texts:
 
 
 def from_prompts(
-    loaded: Loaded,
-    target: Target,
-    parts: Parts,
-    scorer: Scorer | None,
-    texts: Texts,
-    new_tokens: int,
-    completions: int = 0,
-    seed: int = 0,
+    loaded: Loaded, target: Target, parts: Parts, written: Written, texts: Texts
 ) -> Material:
     """Take the model's own bad continuations of the prompts for attribution.
 
@@ -84,30 +99,16 @@ def from_prompts(
         loaded: The model.
         target: What is to go.
         parts: Of the prompts.
-        scorer: What picks bad continuations; None picks by repetition.
+        written: What the model writes.
         texts: Text in its parts.
-        new_tokens: Length of the continuations.
-        completions: Samples per prompt, from which pairs are made; 0 takes greedy continuations,
-            the bad ones against the others.
-        seed: Of the samples.
 
     Raises:
         ExciseError: There is no prompt for attribution.
     """
-    if len(parts.attribution) < 2:
-        raise ExciseError("there are no prompts for attribution: give more of them")
+    _enough(parts)
 
     def make() -> BehaviourSet:
-        if completions:
-            found = paired_continuations(
-                loaded, parts.attribution, scorer, completions, new_tokens=new_tokens, seed=seed,
-                name=target.name,
-            )  # fmt: skip
-        else:
-            found = bad_continuations(
-                loaded, parts.attribution, scorer, new_tokens=new_tokens, batch_size=32,
-                name=target.name,
-            )  # fmt: skip
+        found = written.behaviour(loaded, parts.attribution, target.name)
         return with_kept(loaded.tokenizer, found, texts.general)
 
     prompts = frozenset(map(text_hash, (*parts.attribution, *parts.selection)))
@@ -122,6 +123,7 @@ def from_examples(
     make_target: Callable[[str], Target] | None,
     prompts: Sequence[str] | None,
     limit: int,
+    written: Written | None = None,
     name: str | None = None,
 ) -> Material:
     """Take undesired examples from a file; some of them are held out where there are no prompts.
@@ -133,12 +135,14 @@ def from_examples(
         texts: Text in its parts.
         make_target: Makes the target of prompts, by the behaviour's name; None measures how likely
             held-out examples are.
-        prompts: To select and test on.
+        prompts: To select and test on; with `written` to attribute with as well.
         limit: Use only the first so many examples.
+        written: Pairs of the model's own continuations that join those of the file.
         name: What to call the behaviour.
 
     Raises:
-        ExciseError: A file that cannot be read, prompts without a judge, or too few examples.
+        ExciseError: A file that cannot be read, no pairs for pairs to join, prompts without a
+            judge, or too few examples.
     """
     tokenizer = loaded.tokenizer
     whole = read_behaviour(tokenizer, undesired, general, name, limit=limit)
@@ -150,11 +154,24 @@ def from_examples(
     else:
         texts_used = {text_hash(prompt_of(tokenizer, s)) for s in whole.undesired}
         fresh = [prompt for prompt in prompts if text_hash(prompt) not in texts_used]
-        found, parts = whole, prompt_parts(fresh, attribute=False)
+        found, parts = whole, prompt_parts(fresh, attribute=written is not None)
+    if written and not whole.paired:
+        raise ExciseError(f"--completions adds pairs to pairs, and {undesired} holds none")
+    if written:
+        _enough(parts)
     found = with_kept(tokenizer, found, texts.general)
-    chosen = _known_by(tokenizer, (*found.undesired, *found.general, *parts.selection))
+    seen = parts.selection if written is None else (*parts.attribution, *parts.selection)
+    chosen = _known_by(tokenizer, (*found.undesired, *found.general, *seen))
     test = tuple(one for one in parts.test if not chosen & _known_by(tokenizer, [one]))
-    return _material(target, replace(parts, test=test), lambda: found, texts, chosen)
+
+    def make() -> BehaviourSet:
+        if written is None:
+            return found
+        own = written.behaviour(loaded, parts.attribution, found.name)
+        undesired, general = found.undesired + own.undesired, found.general + own.general
+        return replace(found, undesired=undesired, general=general)
+
+    return _material(target, replace(parts, test=test), make, texts, chosen)
 
 
 def with_kept(
@@ -170,6 +187,11 @@ def with_kept(
     lengths = [len(sample.input_ids) for sample in behaviour.undesired]
     length = max(16, round(sum(lengths) / len(lengths)))
     return replace(behaviour, kept=plain_samples(tokenizer, general, n, length))
+
+
+def _enough(parts: Parts) -> None:
+    if len(parts.attribution) < 2:
+        raise ExciseError("there are no prompts for attribution: give more of them")
 
 
 def _held_out(

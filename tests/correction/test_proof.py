@@ -21,7 +21,7 @@ from excise.correction.controls import Band, Controls
 from excise.correction.dose import choose_dose
 from excise.correction.edit import Edit
 from excise.correction.likelihood import identity_likelihood
-from excise.correction.material import divided, from_examples, from_prompts
+from excise.correction.material import Written, divided, from_examples, from_prompts
 from excise.correction.proof import Card, control_check, parse_budgets, prove, rules_of
 from excise.correction.recipes import (
     PROMPTS,
@@ -37,6 +37,7 @@ from excise.eval.repetition import PROMPTS as REPETITION
 from excise.eval.scorers import Scorer
 
 
+ODD = Scorer("odd", None, "test", lambda texts: [float(len(text) % 2) for text in texts])
 both = pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
 
 LONG = Scorer("long", "l", "words", lambda texts: [min(1.0, len(t) / 90) for t in texts])
@@ -214,7 +215,7 @@ def test_no_text_is_in_two_parts(tiny_tokenizer: Any, tmp_path: Path, tiny: Any)
     texts = divided([text], None)
     judged: Any = lambda name: replace(TARGET, name=name)  # noqa: E731
     for make in (judged, None):
-        found = from_examples(loaded, bad, general, texts, make, None, 50, "x")
+        found = from_examples(loaded, bad, general, texts, make, None, 50, name="x")
         metric = found.target.metric(found.parts.test)
         measured = set(metric.plan(loaded).units)
         assert len(measured) == len(found.parts.test) >= 10
@@ -232,7 +233,22 @@ def test_no_text_is_in_two_parts(tiny_tokenizer: Any, tmp_path: Path, tiny: Any)
     with pytest.raises(ExciseError, match="give --judge"):
         from_examples(loaded, bad, general, texts, None, prompts, 50)
     with pytest.raises(ExciseError, match="no prompts for attribution"):
-        from_prompts(loaded, TARGET, prompt_parts(prompts, False), LONG, texts, 4)
+        from_prompts(loaded, TARGET, prompt_parts(prompts, False), Written(LONG, 4), texts)
+    own = Written(ODD, 4, completions=6)
+    with pytest.raises(ExciseError, match="holds none"):
+        from_examples(loaded, bad, general, texts, judged, prompts, 50, own)
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{line}\t{line} ?\n" for line in bad.read_text().split("\n")[:30]))
+    found = from_examples(loaded, pairs, None, texts, judged, prompts, 20, own)
+    joined = found.behaviour()
+    assert joined.paired
+    assert joined is found.behaviour()
+    ids = {tuple(tiny_tokenizer(prompt)["input_ids"]) for prompt in found.parts.attribution}
+    behind = joined.undesired[20:]
+    assert behind
+    assert {s.input_ids[: len(s.input_ids) - s.continuation] for s in behind} <= ids
+    assert set(map(text_hash, found.parts.attribution)) <= found.seen
+    assert not set(found.parts.attribution) & {*found.parts.selection, *found.parts.test}
 
 
 @both
