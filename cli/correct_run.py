@@ -11,6 +11,7 @@ from ..circuits.tasks import TASKS, task_prompts
 from ..core.artefact import whole_folder
 from ..core.data import fingerprint
 from ..core.errors import ExciseError
+from ..core.export import SEEN
 from ..core.identity import model_hash
 from ..core.loading import Loaded, model_folder
 from ..correction.apply import bind
@@ -203,7 +204,7 @@ def corrected(
         "budgets": asked.budgets,
         "controls": asked["controls"],
         "seed": asked["seed"],
-        # for `excise eval` to know them again; all of them are in seen.json
+        # for `excise eval` to know them again; all of them stand in `SEEN`
         "prompt_hashes": sorted(material.found_by)[:MOST_HASHES],
     }
     return card, recipe
@@ -288,5 +289,5 @@ def write_card(card: Card, output: Path, overwrite: bool, show_text: bool) -> No
         write_page(folder / "report.html", card_page(card, show_text))
         gates: Sequence[Any] = card.report.gates
         seen = {"prompt_hashes": sorted(card.after.attribution)}
-        (folder / "seen.json").write_text(json.dumps(seen) + "\n", encoding="utf-8")
+        (folder / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")
         (folder / "junit.xml").write_text(junit(gates), encoding="utf-8")

@@ -236,11 +236,13 @@ def calibration_of(options: dict[str, Any]) -> Calibration:
 
 
 def made_from(model: str) -> dict[str, Any]:
-    """Return the recipe of the model that is edited now, where it is an edit itself."""
-    from ..core.export import RECIPE, read_recipes
+    """Return the recipe of the model that is edited now, and of the edits in it, if any."""
+    from ..core.export import EDITS, RECIPE, read_recipes
 
-    before = read_recipes(model).get(RECIPE)
-    return {"before": before} if before else {}
+    known = read_recipes(model)
+    edits = {name: part for name, part in known.items() if name.startswith(f"{EDITS}/")}
+    found = {"before": known.get(RECIPE), "edits": edits}
+    return {name: part for name, part in found.items() if part}
 
 
 def _listed(text: str | None) -> list[str]:

@@ -107,3 +107,17 @@ def test_a_damaged_list_is_no_empty_list(
     result = excise("eval", model, *measured(FRESH))
     assert result.exit_code == 1
     assert "cannot be read" in result.stderr.splitlines()[-1]
+
+
+def test_a_pruned_corrected_model_knows_it_too(
+    excise: Run, tiny_folder: Folder, tmp_path: Path, measured: Any, edits: tuple[Path, Path]
+):
+    corrected, pruned = tmp_path / "corrected", tmp_path / "pruned"
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and then it was not there " * 20)
+    assert excise("apply", tiny_folder("opt"), edits[1], "-o", corrected).exit_code == 0
+    done = excise("prune", corrected, "--sparsity", 0.3, "--criterion", "magnitude",
+                  "--calibration", text, "--samples", 2, "--length", 16, "-o", pruned)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert held_out(excise("eval", pruned, *measured(CHOSEN))) == "error"
+    assert held_out(excise("eval", pruned, *measured(FRESH))) == "pass"
