@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     "--component", default="neurons", show_default=True, help="neurons, heads or weights."
 )
 @click.option("--method", default="lrp", show_default=True, help="How components are ranked.")
+@click.option(
+    "--attribution-dtype",
+    help="Rank and learn in a copy, as in bfloat16: faster where the machine has it.  [default: "
+    "the model's]",
+)  # fmt: skip
 @click.option("--sizes", default="10,30,100,300,1000", show_default=True, help="Doses to try.")
 @click.option(
     "--factor", "factors", multiple=True, default=("0", "0.5"), show_default=True,

@@ -9,6 +9,7 @@ from typing import Any
 from ..circuits.tasks import TASKS, get_task
 from ..core.data import read_text
 from ..core.errors import ExciseError, look_up
+from ..core.loading import DTYPES
 from ..correction.contrast import COMPONENTS, CONTRASTS
 from ..correction.contrast_weights import WEIGHT_METHODS
 from ..correction.dose import Factor, check_grid
@@ -66,6 +67,8 @@ def checked(options: dict[str, Any]) -> Asked:
     look_up("component", options["component"], dict.fromkeys((*COMPONENTS, WEIGHTS)))
     methods = WEIGHT_METHODS if options["component"] == WEIGHTS else CONTRASTS
     look_up(f"method for {options['component']}", options["method"], methods)
+    if dtype := options["attribution_dtype"]:
+        look_up("dtype", dtype, dict.fromkeys(DTYPES[1:]))
     for task in options["tasks"]:
         get_task(task)
     for name, least in {"examples": 2, "window": 2, "windows": 2, "task_samples": 2, "controls": 0,

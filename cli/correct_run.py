@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..core.data import fingerprint
 from ..core.errors import ExciseError
 from ..core.export import SEEN
 from ..core.identity import model_hash
-from ..core.loading import Loaded, model_folder
+from ..core.loading import Loaded, model_folder, torch_dtype
 from ..correction.apply import bind
 from ..correction.behaviour import BehaviourSet, check_sets
 from ..correction.card import card_json, card_markdown
@@ -59,6 +60,8 @@ class Work:
     """A model with all that is measured on it."""
 
     loaded: Loaded
+    attributed: Any
+    """The model that is ranked and learned on: the same, or a copy in another precision."""
     material: Material
     select_text: Perplexity
     test_text: Perplexity
@@ -100,7 +103,10 @@ def prepared(loaded: Loaded, asked: Asked) -> Work:
     others = [identity_likelihood(loaded.tokenizer), *_tasks(loaded, asked)]
     if material.target.judge.outcome != "repetition":
         others.insert(0, Repetition(batch_size=64))
-    return Work(loaded, material, select, test, tuple(others))
+    attributed = loaded.model
+    if asked["attribution_dtype"]:
+        attributed = deepcopy(loaded.model).to(torch_dtype(asked["attribution_dtype"]))
+    return Work(loaded, attributed, material, select, test, tuple(others))
 
 
 def _tasks(loaded: Loaded, asked: Asked) -> list[TaskAccuracy]:
@@ -157,7 +163,7 @@ def corrected(
             return ranking.edit(size, factor)
         assert isinstance(ranking, Contrast)
         return learned_edit(
-            loaded.model, material.behaviour(), ranking, size, seed=asked["seed"], progress=True
+            work.attributed, material.behaviour(), ranking, size, seed=asked["seed"], progress=True
         )
 
     dose = choose_dose(
@@ -236,7 +242,7 @@ def _ranking(
         tell(f"warning: {warning}")
     if asked["component"] == WEIGHTS:  # as large as the model, so not kept for --resume
         ranking = weight_contrast(
-            work.loaded.model, behaviour, method=asked["method"], random_seed=asked["seed"],
+            work.attributed, behaviour, method=asked["method"], random_seed=asked["seed"],
             progress=True,
         )  # fmt: skip
     else:
@@ -255,6 +261,7 @@ def _kept_ranking(
     depends = {
         "model": model_hash(work.loaded.model),
         "data": [fingerprint(part) for part in sets],
+        "dtype": str(work.attributed.dtype),
         "method": asked["method"],
         "component": asked["component"],
         "seed": asked["seed"],
@@ -263,7 +270,7 @@ def _kept_ranking(
         progress,
         depends,
         lambda: contrast(
-            work.loaded.model, behaviour, asked["method"], asked["component"],
+            work.attributed, behaviour, asked["method"], asked["component"],
             random_seed=asked["seed"], progress=True,
         ),
     )  # fmt: skip

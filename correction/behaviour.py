@@ -33,6 +33,8 @@ class BehaviourSet:
     kept: tuple[Sample, ...] = ()
     """Plain text that the model should go on to predict as it does; where there is none, `general`
     is what costs are weighed with."""
+    left_out: int = 0
+    """Examples of the file that had no token to explain."""
 
     def __post_init__(self):
         if not self.undesired or not self.general:
@@ -93,16 +95,21 @@ def read_behaviour(
     rows = _rows(undesired)[:limit]
     paired = "neutral" in rows[0]
     name = name or undesired.stem
-    bad = tuple(encode(tokenizer, row["prompt"], row["undesired"], length) for row in rows)
+    sides = ("undesired", "neutral") if paired else ("undesired",)
+    encoded = [[_encoded(tokenizer, row["prompt"], row[s], length) for s in sides] for row in rows]
+    kept = [[s for s in row if s] for row in encoded if all(row)]
+    if not kept:
+        raise ExciseError(f"{undesired} holds no example with a token to explain behind its first")
+    bad = tuple(row[0] for row in kept)
+    left_out = len(rows) - len(kept)
     other: tuple[Sample, ...] = ()
     if general is not None:
         other = _general(tokenizer, Path(general), bad, length, n_general)
     if paired:
-        neutral = (encode(tokenizer, row["prompt"], row["neutral"], length) for row in rows)
-        return BehaviourSet(name, bad, tuple(neutral), True, other)
+        return BehaviourSet(name, bad, tuple(row[1] for row in kept), True, other, left_out)
     if not other:
         raise ExciseError(f"{undesired} holds no pairs: give a file of general text, too")
-    return BehaviourSet(name, bad, other, False)
+    return BehaviourSet(name, bad, other, False, left_out=left_out)
 
 
 def encode(tokenizer: Any, prompt: str, continuation: str, length: int = 64) -> Sample:
@@ -132,6 +139,13 @@ def encode(tokenizer: Any, prompt: str, continuation: str, length: int = 64) -> 
     return Sample(ids, continuation=len(ids) - start)
 
 
+def _encoded(tokenizer: Any, prompt: str, continuation: str, length: int) -> Sample | None:
+    try:
+        return encode(tokenizer, prompt, continuation, length)
+    except ExciseError:  # a text of one token says nothing of what follows
+        return None
+
+
 def plain_samples(tokenizer: Any, texts: Sequence[str], n: int, length: int) -> tuple[Sample, ...]:
     """Cut plain text into samples of equal length, all tokens but the first explained.
 
@@ -151,6 +165,8 @@ def check_sets(behaviour: BehaviourSet) -> list[str]:
     bad, other = behaviour.undesired, behaviour.general
     warnings = []
     fewest = min(len(bad), len(other))
+    if behaviour.left_out:
+        warnings.append(f"{behaviour.left_out} examples with no token to explain were left out")
     way_out = "cut both to one length" + ("" if behaviour.paired else ", or use pairs")
     if fewest < 30:
         warnings.append(

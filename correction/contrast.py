@@ -316,6 +316,7 @@ def contrast(
     config = {
         "model": model.config.name_or_path or model.config.model_type,
         "model_hash": model_hash(model),
+        "dtype": str(model.dtype),
         "behaviour": behaviour.name,
         "paired": behaviour.paired,
         "undesired": len(behaviour.undesired),

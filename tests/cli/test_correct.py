@@ -145,7 +145,8 @@ def test_aura_scales_by_its_own_factors(files: Path, planted: Path, tmp_path: Pa
 
 
 def test_factors_are_learned(files: Path, planted: Path, tmp_path: Path):
-    arguments = options(files, "--undesired", files / "david.jsonl", "--sizes", "4", "--json")
+    arguments = options(files, "--undesired", files / "david.jsonl", "--sizes", "4", "--json",
+                        "--attribution-dtype", "bfloat16")  # fmt: skip
     arguments[arguments.index("--factor") + 1] = "learned"
     done = run(planted, *arguments, "-o", tmp_path / "out")
     assert "4 components x learned" in done.stderr
@@ -290,6 +291,7 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (["--undesired", files / "bad.txt", "--general", files / "general.txt", "--completions",
           "3", "-o", out], "a --judge tells them apart"),
         (["--behaviour", "repetition", "--completions", "-1", "-o", out], "--completions is -1"),
+        (options(files, "-o", out, "--attribution-dtype", "int9"), "unknown dtype 'int9'"),
         (options(files, "-o", out, "--factor", "own"), "lrp has none of its own"),
         (options(files, "-o", out, "--budget", "perplexity=lots"), "budget 'perplexity=lots'"),
         (options(files, "-o", out, "--budget", "speed=1%"), "write NAME=SHARE"),

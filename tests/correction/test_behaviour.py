@@ -107,6 +107,22 @@ def test_files_that_are_not_as_they_should_be(
         read_behaviour(tiny_tokenizer, tmp_path / name)
 
 
+def test_examples_with_nothing_to_explain_are_left_out_and_counted(
+    tiny_tokenizer: Any, tmp_path: Path
+):
+    rows = [{"prompt": "the cat", "undesired": "sat", "neutral": " "},
+            {"prompt": "and", "undesired": "then it", "neutral": "was not"}]  # fmt: skip
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = read_behaviour(tiny_tokenizer, file)
+    assert [texts(s, tiny_tokenizer) for s in found.undesired] == [("and", "then it")]
+    assert found.left_out == 1
+    assert any("1 examples with no token" in warning for warning in check_sets(found))
+    file.write_text(json.dumps(rows[0]))
+    with pytest.raises(ExciseError, match="no example with a token to explain"):
+        read_behaviour(tiny_tokenizer, file)
+
+
 def test_continuations_are_cut_and_empty_ones_refused(tiny_tokenizer: Any):
     found = encode(tiny_tokenizer, "the cat", "sat on mat", length=2)
     assert texts(found, tiny_tokenizer) == ("the cat", "sat on")
