@@ -14,6 +14,10 @@ from ..core.data import Sample, encode_texts, read_text
 from ..core.errors import ExciseError
 
 
+KEPT = 256
+"""Samples of general text beside pairs."""
+KEPT_LENGTH = 48
+"""Tokens of one, at least."""
 _HEADERS = ("toxic", "undesired")
 """First cell of a TSV's header."""
 
@@ -76,7 +80,7 @@ def read_behaviour(
     str}`, or pairs: JSONL rows `{"prompt": str?, "undesired": str, "neutral": str}` or TSV lines
     `undesired\tneutral\t...`, of which the first neutral counts. General is JSONL, too, or a text,
     which is joined and cut into samples as long as the undesired ones. Of pairs the neutral sides
-    are general, and the file is what the model should keep.
+    are general, and the file is what the model should keep, in samples of `KEPT_LENGTH` tokens.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -85,7 +89,7 @@ def read_behaviour(
         name: What to call the behaviour; the file's name if None.
         limit: Use only the first examples.
         length: Tokens of a continuation at most.
-        n_general: Samples that a general text is cut into, at most.
+        n_general: Samples that a general text is cut into, at most, where there are no pairs.
 
     Raises:
         ExciseError: A file that is missing or not as above (names the line), or none where one is
@@ -104,7 +108,9 @@ def read_behaviour(
     left_out = len(rows) - len(kept)
     other: tuple[Sample, ...] = ()
     if general is not None:
-        other = _general(tokenizer, Path(general), bad, length, n_general)
+        # of pairs it is no side of the contrast, so it need not be as short as they are
+        n, least = (KEPT, KEPT_LENGTH) if paired else (n_general, 2)
+        other = _general(tokenizer, Path(general), bad, length, n, least)
     if paired:
         return BehaviourSet(name, bad, tuple(row[1] for row in kept), True, other, left_out)
     if not other:
@@ -273,11 +279,13 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, str]:
 
 
 def _general(
-    tokenizer: Any, path: Path, bad: Sequence[Sample], length: int, n: int
+    tokenizer: Any, path: Path, bad: Sequence[Sample], length: int, n: int, least: int
 ) -> tuple[Sample, ...]:
     if path.suffix == ".jsonl":
         return tuple(
             encode(tokenizer, row["prompt"], row["undesired"], length) for row in _rows(path)[:n]
         )
+    text = read_text(path)
     typical = max(2, round(fmean(len(sample.input_ids) for sample in bad)))
-    return plain_samples(tokenizer, [read_text(path)], n, typical)
+    enough = len(text) // 64  # a short text is rather cut into many samples than into long ones
+    return plain_samples(tokenizer, [text], n, max(typical, min(least, enough)))
