@@ -35,6 +35,9 @@ BETA = 0.3
 PRICE = 2.0
 """What a nat per token of divergence on general text costs, in units of the preference loss."""
 RATE = 0.05
+START = 0.5
+"""Factor that all begin with. What begins at 1 is fitted to the examples more sharply, by fewer
+units, and takes less away on prompts that it has not seen."""
 LEAST = 0.02
 """A unit that is damped by less is left alone."""
 
@@ -86,7 +89,7 @@ def learned_factors(
     """
     view, draw = ModelView.of(model), random.Random(f"excise {seed}")
     device = view.embedding.weight.device
-    factors = torch.ones(len(units), device=device, requires_grad=True)
+    factors = torch.full((len(units),), START, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([factors], lr=RATE)
     bad, good, kept = behaviour.undesired, behaviour.general, behaviour.reference
     before = [_before(view, samples) for samples in (bad, good)]
