@@ -16,7 +16,7 @@ from ..core.errors import ExciseError
 
 KEPT = 256
 """Samples of general text beside pairs."""
-KEPT_LENGTH = 48
+KEPT_LENGTH = 64
 """Tokens of one, at least."""
 _HEADERS = ("toxic", "undesired")
 """First cell of a TSV's header."""

@@ -28,11 +28,11 @@ Unit = tuple[int, int]
 
 STEPS = 60
 PAIRS = 12
-KEPT = 6
+KEPT = 8
 """Samples of general text beside as many pairs in each step."""
 BETA = 0.3
 """How soon a pair that is told apart counts no more, per nat."""
-PRICE = 2.0
+PRICE = 4.0
 """What a nat per token of divergence on general text costs, in units of the preference loss."""
 RATE = 0.05
 START = 0.5
