@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 @click.option("--gate", type=click.Path(path_type=Path), help="A policy instead of the budgets.")
 @click.option("--min-samples", default=30, show_default=True, help="Below, the gate is not met.")
 @click.option("--no-cache", is_flag=True, help="Measure anew, keep nothing.")
-@click.option("--resume", is_flag=True, help="Keep the ranking beside the output; go on from it.")
+@click.option("--resume", is_flag=True, help="Keep what is found beside the output; go on from it.")
 @click.option("--show-text", is_flag=True, help="Write what models wrote; it may offend.")
 @click.option("--dry-run", is_flag=True, help="Say what it would need, and stop.")
 @shared.seed_option
@@ -86,7 +86,7 @@ def command(
     """
     from ..core.artefact import check_output
     from ..core.errors import ExciseError
-    from ..correction.resume import forget_contrast
+    from ..correction.resume import Kept
     from .correct_options import checked
     from .correct_run import bound, corrected, plan_text, prepared, write_card
 
@@ -108,15 +108,14 @@ def command(
     if dry_run:
         return
     assert output is not None
-    progress = output.with_name(f".{output.name}.progress") if resume else None
-    found = corrected(work, asked, progress, tell)
+    kept = Kept(output.with_name(f".{output.name}.progress") if resume else None)
+    found = corrected(work, asked, kept, tell)
     if not isinstance(found, tuple):
         _refuse(found, output, as_json)
     card, recipe = found
     card = bound(card, recipe, revision)
     write_card(card, output, overwrite, show_text)
-    if progress:
-        forget_contrast(progress)
+    kept.forget()
     _print(card, output, as_json)
     if not card.passed:
         missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]

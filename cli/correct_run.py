@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from ..correction.recipes import (
     repetition_target,
     toxicity_target,
 )
-from ..correction.resume import kept_contrast
+from ..correction.resume import Kept
 from ..correction.target import Target
 from ..eval.choice import TaskAccuracy
 from ..eval.gate import junit
@@ -147,7 +147,7 @@ def plan_text(work: Work, asked: Asked) -> str:
 
 
 def corrected(
-    work: Work, asked: Asked, progress: Path | None, tell: Tell
+    work: Work, asked: Asked, kept: Kept, tell: Tell
 ) -> tuple[Card, dict[str, Any]] | DoseResponse:
     """Find, choose and prove.
 
@@ -155,15 +155,34 @@ def corrected(
         The card and the recipe; or only the doses, where none will do.
     """
     loaded, material = work.loaded, work.material
-    ranking, warnings = _ranking(work, asked, progress, tell)
+    written = (asked.completions, asked.new_tokens, *(scorer.name for scorer in asked.scorers))
+    depends = {"model": model_hash(loaded.model), "seed": asked["seed"]}
+    behaviour = kept.behaviour(
+        {**depends, "written": written, "examples": sorted(material.found_by)}, material.behaviour
+    )
+    warnings = check_sets(behaviour)
+    for warning in warnings:
+        tell(f"warning: {warning}")
+    sets = (behaviour.undesired, behaviour.general, behaviour.kept)
+    depends |= {
+        "data": [fingerprint(part) for part in sets],
+        "dtype": str(work.attributed.dtype),
+        **{name: asked[name] for name in ("method", "component")},
+    }
+    ranking = _ranking(work, asked, behaviour, kept, depends)
+    tell(
+        f"ranked {ranking.n:,} {ranking.component} by {asked['method']} on "
+        f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
+    )
 
     @cache
     def made(size: int, factor: Factor) -> Edit:
         if factor != "learned":
             return ranking.edit(size, factor)
         assert isinstance(ranking, Contrast)
-        return learned_edit(
-            work.attributed, material.behaviour(), ranking, size, seed=asked["seed"], progress=True
+        learn = partial(learned_edit, work.attributed, behaviour, ranking, size)
+        return kept.edit(
+            f"learned-{size}", depends, partial(learn, seed=asked["seed"], progress=True)
         )
 
     dose = choose_dose(
@@ -195,7 +214,7 @@ def corrected(
         controls=asked["controls"],
         protected=ranking.never_cut,
         forms=tuple(FORMS) if asked["durability"] else (),
-        benign=material.behaviour().reference if asked["durability"] else (),
+        benign=behaviour.reference if asked["durability"] else (),
         facts={"examples": counts, "warnings": warnings, "contrast": ranking.config},
         seed=asked["seed"],
         cache=asked.cache,
@@ -234,46 +253,19 @@ def _provable(loaded: Loaded, ranking: Ranking, asked: Asked, tell: Tell) -> lis
 
 
 def _ranking(
-    work: Work, asked: Asked, progress: Path | None, tell: Tell
-) -> tuple[Ranking, list[str]]:
-    behaviour = work.material.behaviour()
-    warnings = check_sets(behaviour)
-    for warning in warnings:
-        tell(f"warning: {warning}")
+    work: Work, asked: Asked, behaviour: BehaviourSet, kept: Kept, depends: dict[str, Any]
+) -> Ranking:
+    method, seed = asked["method"], asked["seed"]
     if asked["component"] == WEIGHTS:  # as large as the model, so not kept for --resume
-        ranking = weight_contrast(
-            work.attributed, behaviour, method=asked["method"], random_seed=asked["seed"],
-            progress=True,
-        )  # fmt: skip
-    else:
-        ranking = _kept_ranking(work, asked, behaviour, progress)
-    tell(
-        f"ranked {ranking.n:,} {ranking.component} by {asked['method']} on "
-        f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
-    )
-    return ranking, warnings
-
-
-def _kept_ranking(
-    work: Work, asked: Asked, behaviour: BehaviourSet, progress: Path | None
-) -> Contrast:
-    sets = (behaviour.undesired, behaviour.general, behaviour.kept)
-    depends = {
-        "model": model_hash(work.loaded.model),
-        "data": [fingerprint(part) for part in sets],
-        "dtype": str(work.attributed.dtype),
-        "method": asked["method"],
-        "component": asked["component"],
-        "seed": asked["seed"],
-    }
-    return kept_contrast(
-        progress,
+        return weight_contrast(
+            work.attributed, behaviour, method=method, random_seed=seed, progress=True
+        )
+    return kept.contrast(
         depends,
         lambda: contrast(
-            work.attributed, behaviour, asked["method"], asked["component"],
-            random_seed=asked["seed"], progress=True,
+            work.attributed, behaviour, method, asked["component"], random_seed=seed, progress=True
         ),
-    )  # fmt: skip
+    )
 
 
 def bound(card: Card, recipe: dict[str, Any], revision: str | None) -> Card:

@@ -113,6 +113,7 @@ def _corrected(
     """
     from ..core.errors import ExciseError
     from ..correction.dose import DoseResponse
+    from ..correction.resume import Kept
     from .correct_options import checked
     from .correct_run import bound, corrected, prepared
 
@@ -122,7 +123,7 @@ def _corrected(
     options = {**_CORRECTION, "behaviour": behaviour, "seed": seed}
     try:
         asked = checked(options)
-        found = corrected(_smaller(prepared(loaded, asked)), asked, None, step)
+        found = corrected(_smaller(prepared(loaded, asked)), asked, Kept(None), step)
     except ExciseError as error:  # as of a model that does not show it
         return None, {"behaviour": behaviour, "left_out": str(error)}
     if isinstance(found, DoseResponse):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ class Material:
     target: Target
     parts: Parts
     behaviour: Callable[[], BehaviourSet]
-    """Makes the samples of the attribution, once; may let the model write."""
+    """Makes the samples of the attribution; may let the model write."""
     texts: Texts
     seen: frozenset[str]
     """Hashes of all that finds and chooses."""
@@ -249,7 +248,7 @@ def _material(
     hashes: frozenset[str],
 ) -> Material:
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, cache(behaviour), texts, seen, hashes)
+    return Material(target, parts, behaviour, texts, seen, hashes)
 
 
 def _without(text: str, seen: frozenset[str]) -> str:

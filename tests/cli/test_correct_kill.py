@@ -23,6 +23,7 @@ from excise.core import artefact
 from excise.core.artefact import check_output, read_artefact
 from excise.core.loading import load_model
 from excise.correction.edit import Edit
+from excise.correction.resume import KIND
 from excise.eval import statistics
 from excise.eval.repetition import Repetition
 from tqdm import tqdm
@@ -46,7 +47,7 @@ def slow_disk():
 def killed_while_clearing_up():
     def half(folder, **_):
         if folder.exists() and folder.suffix != ".old":
-            os.remove(folder / "config.json")
+            os.remove(next(folder.rglob("config.json")))
             os.kill(os.getpid(), signal.SIGKILL)
     shutil.rmtree = half
 
@@ -112,8 +113,8 @@ for n in range(23):
     check_output(out, overwrite=True)  # what any later run does first
     found.append(state(out, old, new))
     progress = out.with_name(".out.progress")
-    if progress.exists():
-        read_artefact(progress, "contrast")
+    for part in progress.glob("[!.]*"):
+        read_artefact(part, KIND)
     if found[-1] == "new":  # done, so the same command alone would only say that
         more = ["--overwrite"]
     again = child(models[model], out, *more, first=lambda: None)

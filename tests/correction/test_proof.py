@@ -242,7 +242,7 @@ def test_no_text_is_in_two_parts(tiny_tokenizer: Any, tmp_path: Path, tiny: Any)
     found = from_examples(loaded, pairs, None, texts, judged, prompts, 20, own)
     joined = found.behaviour()
     assert joined.paired
-    assert joined is found.behaviour()
+    assert joined == found.behaviour()
     ids = {tuple(tiny_tokenizer(prompt)["input_ids"]) for prompt in found.parts.attribution}
     behind = joined.undesired[20:]
     assert behind
