@@ -10,6 +10,7 @@ from ..circuits.tasks import TASKS, get_task
 from ..core.data import read_text
 from ..core.errors import ExciseError, look_up
 from ..core.loading import DTYPES
+from ..correction.behaviour import read_general
 from ..correction.contrast import COMPONENTS, CONTRASTS
 from ..correction.contrast_weights import WEIGHT_METHODS
 from ..correction.dose import Factor, check_grid
@@ -100,7 +101,7 @@ def checked(options: dict[str, Any]) -> Asked:
         tuple(get_scorer(spec) for spec in judges),
         _prompts(options),
         read_documents(options["perplexity"]),
-        [read_text(options["general"])] if options["general"] else None,
+        [read_general(options["general"])] if options["general"] else None,
         options["new_tokens"] or (50 if behaviour == "repetition" else 20),
         _completions(options["completions"], behaviour, bool(judges and options["prompts"])),
         None if options["no_cache"] else default_cache(),
@@ -143,12 +144,12 @@ def _factors(texts: Sequence[str], method: str, component: str) -> tuple[Factor,
 def _completions(asked: int | None, behaviour: str | None, judged_prompts: bool) -> int:
     if asked is None:
         return PAIRED.get(behaviour or "", 0)
-    if not behaviour and not judged_prompts:
+    if asked < 0:
+        raise ExciseError(f"--completions is {asked}: give 0 or more")
+    if asked and not behaviour and not judged_prompts:
         raise ExciseError(
             "--completions are of --prompts, and a --judge tells them apart: give both"
         )
-    if asked < 0:
-        raise ExciseError(f"--completions is {asked}: give 0 or more")
     return asked
 
 

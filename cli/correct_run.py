@@ -25,7 +25,7 @@ from ..correction.controls import random_edits
 from ..correction.dose import DoseResponse, Factor, choose_dose
 from ..correction.durability import FORMS
 from ..correction.edit import Edit
-from ..correction.learned import STEPS, learned_edit
+from ..correction.learned import SETTINGS, STEPS, learned_edit
 from ..correction.likelihood import identity_likelihood
 from ..correction.material import Material, Written, divided, from_examples, from_prompts
 from ..correction.plan import described, plan_of
@@ -60,8 +60,6 @@ class Work:
     """A model with all that is measured on it."""
 
     loaded: Loaded
-    attributed: Any
-    """The model that is ranked and learned on: the same, or a copy in another precision."""
     material: Material
     select_text: Perplexity
     test_text: Perplexity
@@ -103,10 +101,7 @@ def prepared(loaded: Loaded, asked: Asked) -> Work:
     others = [identity_likelihood(loaded.tokenizer), *_tasks(loaded, asked)]
     if material.target.judge.outcome != "repetition":
         others.insert(0, Repetition(batch_size=64))
-    attributed = loaded.model
-    if asked["attribution_dtype"]:
-        attributed = deepcopy(loaded.model).to(torch_dtype(asked["attribution_dtype"]))
-    return Work(loaded, attributed, material, select, test, tuple(others))
+    return Work(loaded, material, select, test, tuple(others))
 
 
 def _tasks(loaded: Loaded, asked: Asked) -> list[TaskAccuracy]:
@@ -155,21 +150,26 @@ def corrected(
         The card and the recipe; or only the doses, where none will do.
     """
     loaded, material = work.loaded, work.material
-    written = (asked.completions, asked.new_tokens, *(scorer.name for scorer in asked.scorers))
-    depends = {"model": model_hash(loaded.model), "seed": asked["seed"]}
-    behaviour = kept.behaviour(
-        {**depends, "written": written, "examples": sorted(material.found_by)}, material.behaviour
-    )
+    attributed = _attributed(loaded.model, asked["attribution_dtype"])
+    written = {
+        "completions": asked.completions,
+        "new_tokens": asked.new_tokens,
+        "judges": [scorer.identity or scorer.name for scorer in asked.scorers],
+        "seed": asked["seed"],
+    }
+    model = {"model": model_hash(loaded.model), "dtype": str(loaded.model.dtype)}
+    behaviour = kept.behaviour({**model, **written, "inputs": material.inputs}, material.behaviour)
     warnings = check_sets(behaviour)
     for warning in warnings:
         tell(f"warning: {warning}")
     sets = (behaviour.undesired, behaviour.general, behaviour.kept)
-    depends |= {
+    depends = {
+        "model": model["model"],
         "data": [fingerprint(part) for part in sets],
-        "dtype": str(work.attributed.dtype),
-        **{name: asked[name] for name in ("method", "component")},
+        "dtype": str(attributed.dtype),
+        **{name: asked[name] for name in ("method", "component", "seed")},
     }
-    ranking = _ranking(work, asked, behaviour, kept, depends)
+    ranking = _ranking(attributed, asked, behaviour, kept, depends)
     tell(
         f"ranked {ranking.n:,} {ranking.component} by {asked['method']} on "
         f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
@@ -180,10 +180,11 @@ def corrected(
         if factor != "learned":
             return ranking.edit(size, factor)
         assert isinstance(ranking, Contrast)
-        learn = partial(learned_edit, work.attributed, behaviour, ranking, size)
+        learn = partial(learned_edit, attributed, behaviour, ranking, size)
         return kept.edit(
-            f"learned-{size}", depends, partial(learn, seed=asked["seed"], progress=True)
-        )
+            f"learned-{size}", {**depends, **SETTINGS},
+            partial(learn, seed=asked["seed"], progress=True),
+        )  # fmt: skip
 
     dose = choose_dose(
         loaded,
@@ -223,6 +224,8 @@ def corrected(
     )  # fmt: skip
     recipe = {
         "contrast": ranking.config,
+        "written": written,
+        "learned": SETTINGS if dose.chosen.factor == "learned" else None,
         "examples": counts,
         "size": dose.chosen.size,
         "factor": dose.chosen.factor,
@@ -252,18 +255,29 @@ def _provable(loaded: Loaded, ranking: Ranking, asked: Asked, tell: Tell) -> lis
     return sizes
 
 
+def _attributed(model: Any, dtype: str | None) -> Any:
+    """Return the model, or a copy of it in another precision.
+
+    Raises:
+        ExciseError: It is spread over devices, as accelerate's hooks cannot be copied.
+    """
+    if dtype is None or torch_dtype(dtype) == model.dtype:
+        return model
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise ExciseError("--attribution-dtype copies a model on one device: leave it out")
+    return deepcopy(model).to(torch_dtype(dtype))
+
+
 def _ranking(
-    work: Work, asked: Asked, behaviour: BehaviourSet, kept: Kept, depends: dict[str, Any]
+    model: Any, asked: Asked, behaviour: BehaviourSet, kept: Kept, depends: dict[str, Any]
 ) -> Ranking:
     method, seed = asked["method"], asked["seed"]
     if asked["component"] == WEIGHTS:  # as large as the model, so not kept for --resume
-        return weight_contrast(
-            work.attributed, behaviour, method=method, random_seed=seed, progress=True
-        )
+        return weight_contrast(model, behaviour, method=method, random_seed=seed, progress=True)
     return kept.contrast(
         depends,
         lambda: contrast(
-            work.attributed, behaviour, method, asked["component"], random_seed=seed, progress=True
+            model, behaviour, method, asked["component"], random_seed=seed, progress=True
         ),
     )
 

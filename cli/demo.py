@@ -136,7 +136,7 @@ def _corrected(
 _CORRECTION: dict[str, Any] = {
     "undesired": None, "general": None, "prompts": None, "judges": (), "examples": 400,
     "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": ("0",),
-    "completions": None, "attribution_dtype": None,
+    "completions": 0, "attribution_dtype": None,
     "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
     "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "new_tokens": 24,
     "controls": 20, "durability": False, "gate": None, "min_samples": 12, "no_cache": False,

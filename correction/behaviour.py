@@ -278,13 +278,26 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, str]:
     return found
 
 
+def read_general(path: str | Path) -> str:
+    """Read what a model should keep as one text; of JSONL, a line for each example.
+
+    Raises:
+        ExciseError: As of `read_behaviour`.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        return read_text(path)
+    rows = _rows(path)
+    return "\n".join(f"{row['prompt']} {row.get('neutral', row['undesired'])}" for row in rows)
+
+
 def _general(
     tokenizer: Any, path: Path, bad: Sequence[Sample], length: int, n: int, least: int
 ) -> tuple[Sample, ...]:
     if path.suffix == ".jsonl":
-        return tuple(
-            encode(tokenizer, row["prompt"], row["undesired"], length) for row in _rows(path)[:n]
-        )
+        rows = _rows(path)[:n]
+        found = (_encoded(tokenizer, row["prompt"], row["undesired"], length) for row in rows)
+        return tuple(sample for sample in found if sample)
     text = read_text(path)
     typical = max(2, round(fmean(len(sample.input_ids) for sample in bad)))
     enough = len(text) // 64  # a short text is rather cut into many samples than into long ones

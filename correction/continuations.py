@@ -104,8 +104,9 @@ def paired_continuations(
 ) -> BehaviourSet:
     """Make pairs of what a model says to the same prompt: its worst against its best.
 
-    A pair shares its prompt and its author, so neither topic nor length tells its sides apart. Of
-    each prompt the worst stands against the best, the second worst against the second best, ...
+    A pair shares its prompt and its author, so its topic does not tell its sides apart, nor does an
+    early end: continuations of less than half the tokens are left out. Of each prompt the worst
+    stands against the best, the second worst against the second best, ...
 
     Args:
         loaded: The model.
@@ -127,7 +128,8 @@ def paired_continuations(
         rows = [before + more for before, more in zip(rows, found, strict=True)]
     pairs: list[tuple[Sample, Sample]] = []
     for row in rows:
-        ranked = sorted(dict(row).items(), key=lambda one: -one[1])
+        long = {sample: score for sample, score in row if 2 * sample.continuation >= tokens}
+        ranked = sorted(long.items(), key=lambda one: -one[1])
         for n in range(min(PER_PROMPT, len(ranked) // 2)):
             (bad, worst), (good, best) = ranked[n], ranked[-1 - n]
             if worst - best >= APART:

@@ -78,7 +78,7 @@ def weight_contrast(
     matrices: Sequence[str] = ("*mlp*", "*fc*"),
     method: str = "lrp",
     *,
-    c: float = 1.0,
+    c: float = 0.3,
     seed: str = "logit",
     random_seed: int = 0,
     batch_size: int = 8,
@@ -134,6 +134,7 @@ def weight_contrast(
     config = {
         "model": model.config.name_or_path or model.config.model_type,
         "model_hash": model_hash(model),
+        "dtype": str(model.dtype),
         "behaviour": behaviour.name,
         "data": fingerprint((*behaviour.undesired, *behaviour.general, *behaviour.kept)),
         **{"method": method, "component": "weights", "matrices": known, "c": c, "seed": seed},

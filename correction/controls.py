@@ -5,7 +5,6 @@ An effect that random components of the same layers have as well is no effect of
 
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,16 +74,32 @@ class _Pool:
 
     kind: str
     place: int | str
-    free: Sequence[int]
+    size: int
+    taken: frozenset[int]
+    """Those of them that are never drawn: chosen, or protected."""
     factors: Sequence[float]
+
+    def __post_init__(self):
+        if self.free < len(self.factors):
+            where = f"layer {self.place}" if isinstance(self.place, int) else self.place
+            raise ExciseError(
+                f"{where} has {self.free} {self.kind} that are neither chosen nor protected, and "
+                f"a control needs {len(self.factors)}: choose fewer, or pass --controls 0"
+            )
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self.taken)
 
     @property
     def possible(self) -> int:
-        return math.comb(len(self.free), len(self.factors))
+        return math.comb(self.free, len(self.factors))
 
     def draw(self, generator: random.Random) -> dict[int, float]:
-        units = generator.sample(self.free, len(self.factors))
-        return dict(zip(units, self.factors, strict=True))
+        # so many that enough are left; a matrix has too many elements to list
+        drawn = generator.sample(range(self.size), len(self.factors) + len(self.taken))
+        free = (at for at in drawn if at not in self.taken)
+        return dict(zip(free, self.factors, strict=False))
 
 
 def _unit_pools(
@@ -92,29 +107,19 @@ def _unit_pools(
 ) -> list[_Pool]:
     mask = protected.get(kind)
     pools = []
-    for layer, count in sorted(Counter(layer for layer, _ in units).items()):
-        free = [
-            unit
-            for unit in range(width)
-            if (layer, unit) not in units and not (mask is not None and bool(mask[layer, unit]))
-        ]
-        if len(free) < count:
-            raise ExciseError(
-                f"layer {layer} has {len(free)} {kind} that are neither chosen nor protected, and "
-                f"a control needs {count}: choose fewer, or pass --controls 0"
-            )
-        factors = [factor for (at, _), factor in units.items() if at == layer]
-        pools.append(_Pool(kind, layer, free, factors))
+    for layer in sorted({layer for layer, _ in units}):
+        factors = {unit: factor for (at, unit), factor in units.items() if at == layer}
+        kept = set() if mask is None else set(mask[layer].nonzero()[:, 0].tolist())
+        pools.append(_Pool(kind, layer, width, frozenset(factors) | kept, [*factors.values()]))
     return pools
 
 
 def _weight_pools(edit: Edit, layout: Layout) -> list[_Pool]:
-    pools = []
-    for name, (indices, factors) in edit.weights.items():
-        chosen = set(indices.tolist())
-        free = [at for at in range(math.prod(layout.shapes[name])) if at not in chosen]
-        pools.append(_Pool("weights", name, free, factors.tolist()))
-    return pools
+    return [
+        _Pool("weights", name, math.prod(layout.shapes[name]), frozenset(indices.tolist()),
+              factors.tolist())
+        for name, (indices, factors) in edit.weights.items()
+    ]  # fmt: skip
 
 
 def _edit_of(edit: Edit, pools: Sequence[_Pool], drawn: Sequence[dict[int, float]]) -> Edit:

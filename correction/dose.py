@@ -6,7 +6,7 @@ test data play no part here, so the winner's luck does not reach the report.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,13 @@ class Dose:
     gain: Measure | None
     """Share of the behaviour that is gone; None where it could not be measured, see `note`."""
     note: str = ""
+    scaled: int = 0
+    """Components that are scaled; of those asked for, a learned factor of 1 leaves some alone."""
+
+    @property
+    def components(self) -> str:
+        """How many, and how many of them are scaled where that is not all."""
+        return f"{self.size}" if self.scaled in (0, self.size) else f"{self.size} ({self.scaled})"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class DoseResponse:
         return [
             {
                 "size": dose.size,
+                "scaled": dose.scaled,
                 "factor": dose.factor,
                 "gain": dose.gain.value if dose.gain else None,
                 "gain_ci": list(dose.gain.ci) if dose.gain else None,
@@ -116,7 +124,7 @@ class DoseResponse:
             gain = percent(dose.gain) if dose.gain else dose.note
             mark = "chosen" if dose is self.chosen else "" if dose.cost.within else "over budget"
             rows.append(
-                [f"{dose.size}", factor_text(dose.factor), gain, percent(dose.cost.relative),
+                [dose.components, factor_text(dose.factor), gain, percent(dose.cost.relative),
                  f"{100 * dose.cost.decisive:+.2f} %", mark]
             )  # fmt: skip
         decided = {dose.cost.by for dose in self.doses}
@@ -191,10 +199,19 @@ def choose_dose(
     before = measured([behaviour, text])
     target.check_shown(before)
     doses: list[Dose] = []
+    failed: ExciseError | None = None
     for factor in dict.fromkeys(factors):
         for size in sorted(set(sizes)):
-            with make(size, factor).applied(loaded.model):
+            try:
+                edit = make(size, factor)
+            except ExciseError as error:  # another dose may be worth it
+                failed = error
+                if tell:
+                    tell(f"{size} components x {factor_text(factor)}: {error}")
+                continue
+            with edit.applied(loaded.model):
                 dose = _tried(size, factor, before, target, measured, behaviour, text, budget)
+            dose = replace(dose, scaled=edit.n_components)
             doses.append(dose)
             if tell:
                 gone = percent(dose.gain) if dose.gain else dose.note
@@ -203,6 +220,8 @@ def choose_dose(
                 )
             if dose.gain is None or not dose.cost.relative.value <= BEYOND * budget:
                 break
+    if failed and not doses:
+        raise failed
     fitting = [d for d in doses if d.gain and d.gain.value > 0 and d.cost.within]
     chosen = max(fitting, key=lambda d: (d.gain.value if d.gain else 0.0, -d.size), default=None)
     return DoseResponse(tuple(doses), budget, chosen)

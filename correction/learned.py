@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..core.data import Sample, collate
 from ..core.errors import ExciseError
 from ..core.families import ModelView
+from ..core.frozen import frozen
 from .behaviour import BehaviourSet
 from .contrast import Contrast
 from .contrast_sources import Component
@@ -28,7 +29,7 @@ Unit = tuple[int, int]
 
 STEPS = 60
 PAIRS = 12
-KEPT = 8
+TEXTS = 8
 """Samples of general text beside as many pairs in each step."""
 BETA = 0.3
 """How soon a pair that is told apart counts no more, per nat."""
@@ -40,6 +41,11 @@ START = 0.5
 units, and takes less away on prompts that it has not seen."""
 LEAST = 0.02
 """A unit that is damped by less is left alone."""
+SETTINGS = {
+    "steps": STEPS, "pairs": PAIRS, "texts": TEXTS, "beta": BETA, "price": PRICE, "rate": RATE,
+    "start": START, "least": LEAST,
+}  # fmt: skip
+"""All of them, for the recipe."""
 
 
 def preference_loss(
@@ -86,33 +92,54 @@ def learned_factors(
 
     Returns:
         Factors of the units that are damped by more than a little.
+
+    Raises:
+        ExciseError: Numbers are not finite, as in float16, or memory is short.
     """
     view, draw = ModelView.of(model), random.Random(f"excise {seed}")
     device = view.embedding.weight.device
     factors = torch.full((len(units),), START, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([factors], lr=RATE)
     bad, good, kept = behaviour.undesired, behaviour.general, behaviour.reference
-    before = [_before(view, samples) for samples in (bad, good)]
-    first, second = (_Deck(len(samples), draw) for samples in (bad, good))
-    for step in tqdm(range(steps), "learning factors", disable=None if progress else True):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-        mine = first.deal(PAIRS)
-        other = mine if behaviour.paired else second.deal(PAIRS)
-        text = draw.sample(kept, min(KEPT, len(kept)))
-        with torch.no_grad():
-            _, wanted = _explained(view, text)
-        with _scaled(view, component, units, factors), torch.enable_grad():
-            both, _ = _explained(view, [*(bad[i] for i in mine), *(good[i] for i in other)])
-            _, said = _explained(view, text)
-        gone, left = both[: len(mine)] - before[0][mine], both[len(mine) :] - before[1][other]
-        divergence = functional.kl_div(
-            said.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
-        )
-        loss = preference_loss(gone, left) + price * divergence
-        (factors.grad,) = torch.autograd.grad(loss, [factors])
-        optimizer.step()
-        with torch.no_grad():
-            factors.clamp_(0, 1)
+    try:
+        with frozen(view):
+            before = [_before(view, samples) for samples in (bad, good)]
+            first, second = (_Deck(len(samples), draw) for samples in (bad, good))
+            pairs = min(PAIRS, len(bad), len(good))
+            for step in tqdm(range(steps), "learning factors", disable=None if progress else True):
+                optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+                mine = first.deal(pairs)
+                other = mine if behaviour.paired else second.deal(pairs)
+                text = draw.sample(kept, min(TEXTS, len(kept)))
+                with torch.no_grad():
+                    _, wanted = _explained(view, text)
+                with _scaled(view, component, units, factors), torch.enable_grad():
+                    both, _ = _explained(view, [*(bad[i] for i in mine), *(good[i] for i in other)])
+                    _, said = _explained(view, text)
+                gone, left = (
+                    both[: len(mine)] - before[0][mine],
+                    both[len(mine) :] - before[1][other],
+                )
+                divergence = functional.kl_div(
+                    said.log_softmax(-1),
+                    wanted.log_softmax(-1),
+                    log_target=True,
+                    reduction="batchmean",
+                )
+                loss = preference_loss(gone, left) + price * divergence
+                if not bool(loss.isfinite()):
+                    raise ExciseError(
+                        "what is learned is not finite: use --dtype float32 or bfloat16"
+                    )
+                (factors.grad,) = torch.autograd.grad(loss, [factors])
+                optimizer.step()
+                with torch.no_grad():
+                    factors.clamp_(0, 1)
+    except torch.OutOfMemoryError as error:
+        raise ExciseError(
+            f"{2 * PAIRS} samples with gradients do not fit on {device}: give shorter ones, or "
+            "--device cpu"
+        ) from error
     found = zip(units, factors.tolist(), strict=True)
     return {unit: factor for unit, factor in found if factor < 1 - LEAST}
 
@@ -154,15 +181,14 @@ def learned_edit(
 
 
 class _Deck:
-    """Indices in random order, dealt until all were seen, then shuffled again."""
+    """Indices in random order; shuffled anew where too few are left."""
 
     def __init__(self, n: int, draw: random.Random):
         self.n, self.draw = n, draw
         self.left: list[int] = []
 
     def deal(self, n: int) -> list[int]:
-        """Return n of them, or all where there are fewer."""
-        n = min(n, self.n)
+        """Return n of them, different ones."""
         if len(self.left) < n:
             self.left = self.draw.sample(range(self.n), self.n)
         dealt, self.left = self.left[:n], self.left[n:]
@@ -211,6 +237,6 @@ def _scaled(
     with ExitStack() as undo:
         for layer, row in zip(view.layers, rows, strict=True):
             module = layer.mlp_out if component == "neurons" else layer.attention_out
-            hook = lambda _m, args, row=row: (args[0] * row.to(args[0].dtype),)  # noqa: E731
+            hook = lambda _m, args, row=row: (args[0] * row.to(args[0]),)  # noqa: E731
             undo.callback(module.register_forward_pre_hook(hook).remove)
         yield

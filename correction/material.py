@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.data import Sample, line_hashes, text_hash
+from ..core.data import Sample, fingerprint, line_hashes, text_hash
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from ..eval.scorers import Scorer
-from .behaviour import BehaviourSet, plain_samples, read_behaviour
+from .behaviour import KEPT_LENGTH, BehaviourSet, plain_samples, read_behaviour
 from .continuations import bad_continuations, paired_continuations
 from .likelihood import decoded_sample, prompt_of
 from .recipes import Parts, likelihood_target, prompt_parts
@@ -67,6 +67,8 @@ class Material:
     """Hashes of all that finds and chooses."""
     found_by: frozenset[str]
     """Those of them that are examples or prompts, not lines of text."""
+    inputs: tuple[str, ...]
+    """Hashes of what the attribution is made with, in its order."""
 
 
 def divided(documents: Sequence[str], general: Sequence[str] | None) -> Texts:
@@ -105,13 +107,16 @@ def from_prompts(
         ExciseError: There is no prompt for attribution.
     """
     _enough(parts)
+    plain_samples(
+        loaded.tokenizer, texts.general, 1, KEPT_LENGTH
+    )  # said before anything is written
 
     def make() -> BehaviourSet:
         found = written.behaviour(loaded, parts.attribution, target.name)
         return with_kept(loaded.tokenizer, found, texts.general)
 
     prompts = frozenset(map(text_hash, (*parts.attribution, *parts.selection)))
-    return _material(target, parts, make, texts, prompts)
+    return _material(target, parts, make, texts, prompts, parts.attribution)
 
 
 def from_examples(
@@ -170,7 +175,9 @@ def from_examples(
         undesired, general = found.undesired + own.undesired, found.general + own.general
         return replace(found, undesired=undesired, general=general)
 
-    return _material(target, replace(parts, test=test), make, texts, chosen)
+    sets = (found.undesired, found.general, found.kept)
+    inputs = (*map(fingerprint, sets), *(parts.attribution if written else ()))
+    return _material(target, replace(parts, test=test), make, texts, chosen, inputs)
 
 
 def with_kept(
@@ -246,9 +253,11 @@ def _material(
     behaviour: Callable[[], BehaviourSet],
     texts: Texts,
     hashes: frozenset[str],
+    inputs: Sequence[str],
 ) -> Material:
+    digests = tuple(text_hash(text) for text in (*inputs, *texts.general))
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, behaviour, texts, seen, hashes)
+    return Material(target, parts, behaviour, texts, seen, hashes, digests)
 
 
 def _without(text: str, seen: frozenset[str]) -> str:

@@ -11,7 +11,7 @@ from ..core.loading import Loaded
 from ..core.memory import readable
 from ..eval.outcome import Metric
 from ..eval.run import forecast
-from .learned import KEPT, PAIRS
+from .learned import PAIRS, TEXTS
 from .material import Material
 
 
@@ -71,7 +71,7 @@ def plan_of(
     return Plan(
         contrast=len(parts.attribution) * ((1 + completions) * written + sample)
         + BACKWARD * 4096
-        + steps * (2 * PAIRS + KEPT) * (sample + new_tokens + 8),
+        + steps * (2 * PAIRS + TEXTS) * (sample + new_tokens + 8),
         dose=(1 + doses) * chosen,
         test=2 * (tested + others),
         controls=controls * tested,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from excise.circuits.ioi import ioi_prompts
-from excise.cli import apply, verify
+from excise.cli import apply, correct_run, verify
 from excise.cli.correct import command
 from excise.core.errors import ExciseError
 from excise.correction.edit import Edit
@@ -142,9 +142,21 @@ def test_aura_scales_by_its_own_factors(files: Path, planted: Path, tmp_path: Pa
     rows = rows or found["correction"]["dose_response"]
     assert [row["factor"] for row in rows] == ["own"] * len(rows)
     assert "components x own" in done.stderr
+    if (tmp_path / "out").exists():
+        factors = Edit.from_pretrained(tmp_path / "out").neurons.values()
+        assert all(0 <= factor < 1 for factor in factors)
+        assert len(factors) == next(row["scaled"] for row in rows if row["chosen"])
 
 
-def test_factors_are_learned(files: Path, planted: Path, tmp_path: Path):
+def test_factors_are_learned(files: Path, planted: Path, tmp_path: Path, monkeypatch: Any):
+    asked: list[torch.dtype] = []
+    learned = correct_run.learned_edit
+
+    def learn(model: Any, *arguments: Any, **options: Any) -> Edit:
+        asked.append(model.dtype)
+        return learned(model, *arguments, **options)
+
+    monkeypatch.setattr(correct_run, "learned_edit", learn)
     arguments = options(files, "--undesired", files / "david.jsonl", "--sizes", "4", "--json",
                         "--attribution-dtype", "bfloat16")  # fmt: skip
     arguments[arguments.index("--factor") + 1] = "learned"
@@ -153,6 +165,8 @@ def test_factors_are_learned(files: Path, planted: Path, tmp_path: Path):
     found = json.loads(done.stdout)
     rows = found.get("dose_response") or found["correction"]["dose_response"]
     assert [(row["size"], row["factor"]) for row in rows] == [(4, "learned")]
+    assert asked == [torch.bfloat16]
+    assert all(model["environment"]["dtype"] == "float32" for model in found.get("models", []))
 
 
 @pytest.mark.parametrize("method", ["lrp", "random"])

