@@ -67,6 +67,8 @@ class Material:
     """Hashes of all that finds and chooses."""
     found_by: frozenset[str]
     """Those of them that are examples or prompts, not lines of text."""
+    given: int
+    """Examples of a file that the attribution takes beside those of the parts."""
     inputs: tuple[str, ...]
     """Hashes of what the attribution is made with, in its order."""
 
@@ -116,7 +118,7 @@ def from_prompts(
         return with_kept(loaded.tokenizer, found, texts.general)
 
     prompts = frozenset(map(text_hash, (*parts.attribution, *parts.selection)))
-    return _material(target, parts, make, texts, prompts, parts.attribution)
+    return _material(target, parts, make, texts, prompts, 0, parts.attribution)
 
 
 def from_examples(
@@ -177,7 +179,8 @@ def from_examples(
 
     sets = (found.undesired, found.general, found.kept)
     inputs = (*map(fingerprint, sets), *(parts.attribution if written else ()))
-    return _material(target, replace(parts, test=test), make, texts, chosen, inputs)
+    given = 0 if prompts is None else len(found.undesired)
+    return _material(target, replace(parts, test=test), make, texts, chosen, given, inputs)
 
 
 def with_kept(
@@ -253,11 +256,12 @@ def _material(
     behaviour: Callable[[], BehaviourSet],
     texts: Texts,
     hashes: frozenset[str],
+    given: int,
     inputs: Sequence[str],
 ) -> Material:
     digests = tuple(text_hash(text) for text in (*inputs, *texts.general))
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, behaviour, texts, seen, hashes, digests)
+    return Material(target, parts, behaviour, texts, seen, hashes, given, digests)
 
 
 def _without(text: str, seen: frozenset[str]) -> str:

@@ -70,6 +70,7 @@ def plan_of(
     sample = BACKWARD * (new_tokens + 8)
     return Plan(
         contrast=len(parts.attribution) * ((1 + completions) * written + sample)
+        + material.given * 2 * sample
         + BACKWARD * 4096
         + steps * (2 * PAIRS + TEXTS) * (sample + new_tokens + 8),
         dose=(1 + doses) * chosen,
@@ -88,7 +89,7 @@ def described(loaded: Loaded, plan: Plan, metrics: Sequence[Metric], material: M
         for name, value in vars(plan).items()
     )  # fmt: skip
     return (
-        f"{material.target.name}: {len(parts.attribution)} examples to attribute, "
+        f"{material.target.name}: {material.given + len(parts.attribution)} examples to attribute, "
         f"{len(parts.selection)} to select, {len(parts.test)} to test\n"
         f"test {forecast(loaded, metrics)}; the attribution holds gradients as well, about "
         f"{readable(2 * weights)} of weights and gradients\n"
