@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     help="Rank and learn in a copy, as in bfloat16: faster where the machine has it.  [default: "
     "the model's]",
 )  # fmt: skip
-@click.option("--sizes", default="10,30,100,300,1000", show_default=True, help="Doses to try.")
+@click.option(
+    "--sizes", help="Doses to try.  [default: 10,30,100,300,1000; weights 100,1000,10000]"
+)
 @click.option(
     "--factor", "factors", multiple=True, default=("0", "0.5"), show_default=True,
     help="What components are scaled by, may be repeated: a number, learned for each, or own "

@@ -23,6 +23,8 @@ from ..eval.text import read_documents, read_texts
 
 
 WEIGHTS = "weights"
+SIZES = {"neurons": "10,30,100,300,1000", WEIGHTS: "100,1000,10000"}
+"""Doses where nothing else is said."""
 PAIRED = {"toxicity": 12}
 """Completions per prompt where nothing else is said."""
 
@@ -77,10 +79,8 @@ def checked(options: dict[str, Any]) -> Asked:
         if options[name] < least:
             flag = name.replace("_", "-")
             raise ExciseError(f"--{flag} is {options[name]}: give at least {least}")
-    sizes, factors = (
-        _sizes(options["sizes"]),
-        _factors(options["factors"], options["method"], options["component"]),
-    )
+    sizes = _sizes(options["sizes"] or SIZES.get(options["component"], SIZES["neurons"]))
+    factors = _factors(options["factors"], options["method"], options["component"])
     budgets = parse_budgets(options["budgets"], tuple(TASKS))
     check_grid(sizes, factors, budgets["perplexity"])
     for file in (undesired, options["general"]):
