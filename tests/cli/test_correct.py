@@ -273,7 +273,10 @@ def test_kill_9_leaves_nothing_half_written_and_resumes(
     assert fewer == "True"  # rows that were measured before
     assert left == "[]"
     whole, again = (
-        json.loads((tmp_path / name / "report.json").read_text())["correction"]
+        json.loads(
+            (tmp_path / name / "report.json").read_text(),
+            parse_float=lambda text: round(float(text), 6),  # threads change the last digits
+        )["correction"]
         for name in ("whole", "out")
     )
     assert whole == again
