@@ -88,7 +88,7 @@ def command(
     """
     from ..core.artefact import check_output
     from ..core.errors import ExciseError
-    from ..correction.resume import Kept
+    from ..correction.resume import Progress
     from .correct_options import checked
     from .correct_run import bound, corrected, plan_text, prepared, write_card
 
@@ -110,14 +110,14 @@ def command(
     if dry_run:
         return
     assert output is not None
-    kept = Kept(output.with_name(f".{output.name}.progress") if resume else None)
-    found = corrected(work, asked, kept, tell)
+    progress = Progress(output.with_name(f".{output.name}.progress") if resume else None)
+    found = corrected(work, asked, progress, tell)
     if not isinstance(found, tuple):
         _refuse(found, output, as_json)
     card, recipe = found
     card = bound(card, recipe, revision)
     write_card(card, output, overwrite, show_text)
-    kept.forget()
+    progress.forget()
     _print(card, output, as_json)
     if not card.passed:
         missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]

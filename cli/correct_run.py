@@ -36,7 +36,7 @@ from ..correction.recipes import (
     repetition_target,
     toxicity_target,
 )
-from ..correction.resume import Kept
+from ..correction.resume import Progress
 from ..correction.target import Target
 from ..eval.choice import TaskAccuracy
 from ..eval.gate import junit
@@ -142,7 +142,7 @@ def plan_text(work: Work, asked: Asked) -> str:
 
 
 def corrected(
-    work: Work, asked: Asked, kept: Kept, tell: Tell
+    work: Work, asked: Asked, progress: Progress, tell: Tell
 ) -> tuple[Card, dict[str, Any]] | DoseResponse:
     """Find, choose and prove.
 
@@ -158,7 +158,9 @@ def corrected(
         "seed": asked["seed"],
     }
     model = {"model": model_hash(loaded.model), "dtype": str(loaded.model.dtype)}
-    behaviour = kept.behaviour({**model, **written, "inputs": material.inputs}, material.behaviour)
+    behaviour = progress.behaviour(
+        {**model, **written, "inputs": material.inputs}, material.behaviour
+    )
     warnings = check_sets(behaviour)
     for warning in warnings:
         tell(f"warning: {warning}")
@@ -169,7 +171,7 @@ def corrected(
         "dtype": str(attributed.dtype),
         **{name: asked[name] for name in ("method", "component", "seed")},
     }
-    ranking = _ranking(attributed, asked, behaviour, kept, depends)
+    ranking = _ranking(attributed, asked, behaviour, progress, depends)
     tell(
         f"ranked {ranking.n:,} {ranking.component} by {asked['method']} on "
         f"{len(behaviour.undesired)} undesired and {len(behaviour.general)} general examples"
@@ -181,7 +183,7 @@ def corrected(
             return ranking.edit(size, factor)
         assert isinstance(ranking, Contrast)
         learn = partial(learned_edit, attributed, behaviour, ranking, size)
-        return kept.edit(
+        return progress.edit(
             f"learned-{size}", {**depends, **SETTINGS},
             partial(learn, seed=asked["seed"], progress=True),
         )  # fmt: skip
@@ -269,12 +271,12 @@ def _attributed(model: Any, dtype: str | None) -> Any:
 
 
 def _ranking(
-    model: Any, asked: Asked, behaviour: BehaviourSet, kept: Kept, depends: dict[str, Any]
+    model: Any, asked: Asked, behaviour: BehaviourSet, progress: Progress, depends: dict[str, Any]
 ) -> Ranking:
     method, seed = asked["method"], asked["seed"]
     if asked["component"] == WEIGHTS:  # as large as the model, so not kept for --resume
         return weight_contrast(model, behaviour, method=method, random_seed=seed, progress=True)
-    return kept.contrast(
+    return progress.contrast(
         depends,
         lambda: contrast(
             model, behaviour, method, asked["component"], random_seed=seed, progress=True

@@ -113,7 +113,7 @@ def _corrected(
     """
     from ..core.errors import ExciseError
     from ..correction.dose import DoseResponse
-    from ..correction.resume import Kept
+    from ..correction.resume import Progress
     from .correct_options import checked
     from .correct_run import bound, corrected, prepared
 
@@ -123,7 +123,7 @@ def _corrected(
     options = {**_CORRECTION, "behaviour": behaviour, "seed": seed}
     try:
         asked = checked(options)
-        found = corrected(_smaller(prepared(loaded, asked)), asked, Kept(None), step)
+        found = corrected(_smaller(prepared(loaded, asked)), asked, Progress(None), step)
     except ExciseError as error:  # as of a model that does not show it
         return None, {"behaviour": behaviour, "left_out": str(error)}
     if isinstance(found, DoseResponse):
@@ -135,7 +135,7 @@ def _corrected(
 
 _CORRECTION: dict[str, Any] = {
     "undesired": None, "general": None, "prompts": None, "judges": (), "examples": 400,
-    "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": ("0",),
+    "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": ("0", "0.5"),
     "completions": 0, "attribution_dtype": None,
     "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
     "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "new_tokens": 24,

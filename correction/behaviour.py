@@ -14,9 +14,9 @@ from ..core.data import Sample, encode_texts, read_text
 from ..core.errors import ExciseError
 
 
-KEPT = 256
+PLAIN_SAMPLES = 256
 """Samples of general text beside pairs."""
-KEPT_LENGTH = 64
+PLAIN_LENGTH = 64
 """Tokens of one, at least."""
 _HEADERS = ("toxic", "undesired")
 """First cell of a TSV's header."""
@@ -80,7 +80,7 @@ def read_behaviour(
     str}`, or pairs: JSONL rows `{"prompt": str?, "undesired": str, "neutral": str}` or TSV lines
     `undesired\tneutral\t...`, of which the first neutral counts. General is JSONL, too, or a text,
     which is joined and cut into samples as long as the undesired ones. Of pairs the neutral sides
-    are general, and the file is what the model should keep, in samples of `KEPT_LENGTH` tokens.
+    are general, and the file is what the model should keep, in samples of `PLAIN_LENGTH` tokens.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -101,18 +101,18 @@ def read_behaviour(
     name = name or undesired.stem
     sides = ("undesired", "neutral") if paired else ("undesired",)
     encoded = [[_encoded(tokenizer, row["prompt"], row[s], length) for s in sides] for row in rows]
-    kept = [[s for s in row if s] for row in encoded if all(row)]
-    if not kept:
+    usable = [[s for s in row if s] for row in encoded if all(row)]
+    if not usable:
         raise ExciseError(f"{undesired} holds no example with a token to explain behind its first")
-    bad = tuple(row[0] for row in kept)
-    left_out = len(rows) - len(kept)
+    bad = tuple(row[0] for row in usable)
+    left_out = len(rows) - len(usable)
     other: tuple[Sample, ...] = ()
     if general is not None:
         # of pairs it is no side of the contrast, so it need not be as short as they are
-        n, least = (KEPT, KEPT_LENGTH) if paired else (n_general, 2)
+        n, least = (PLAIN_SAMPLES, PLAIN_LENGTH) if paired else (n_general, 2)
         other = _general(tokenizer, Path(general), bad, length, n, least)
     if paired:
-        return BehaviourSet(name, bad, tuple(row[1] for row in kept), True, other, left_out)
+        return BehaviourSet(name, bad, tuple(row[1] for row in usable), True, other, left_out)
     if not other:
         raise ExciseError(f"{undesired} holds no pairs: give a file of general text, too")
     return BehaviourSet(name, bad, other, False, left_out=left_out)

@@ -9,7 +9,7 @@ from ..core.data import Sample, fingerprint, line_hashes, text_hash
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from ..eval.scorers import Scorer
-from .behaviour import KEPT_LENGTH, BehaviourSet, plain_samples, read_behaviour
+from .behaviour import PLAIN_LENGTH, BehaviourSet, plain_samples, read_behaviour
 from .continuations import bad_continuations, paired_continuations
 from .likelihood import decoded_sample, prompt_of
 from .recipes import Parts, likelihood_target, prompt_parts
@@ -17,7 +17,7 @@ from .splits import part_of
 from .target import Target, hashes_of, split_documents
 
 
-KEPT = 96
+COST_SAMPLES = 96
 """Samples of general text that costs are weighed with."""
 GENERAL = 0.15
 """Share of a text that serves as general text where none was given."""
@@ -110,7 +110,7 @@ def from_prompts(
     """
     _enough(parts)
     plain_samples(
-        loaded.tokenizer, texts.general, 1, KEPT_LENGTH
+        loaded.tokenizer, texts.general, 1, PLAIN_LENGTH
     )  # said before anything is written
 
     def make() -> BehaviourSet:
@@ -184,7 +184,7 @@ def from_examples(
 
 
 def with_kept(
-    tokenizer: Any, behaviour: BehaviourSet, general: Sequence[str], n: int = KEPT
+    tokenizer: Any, behaviour: BehaviourSet, general: Sequence[str], n: int = COST_SAMPLES
 ) -> BehaviourSet:
     """Add plain text that costs are weighed with, cut as long as the samples, where there is none.
 

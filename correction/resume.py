@@ -29,7 +29,7 @@ README = "An unfinished excise run: repeat its command with --resume, or delete 
 
 
 @dataclass(frozen=True)
-class Kept:
+class Progress:
     """A folder with a part for each step that is done; each is written whole or not at all."""
 
     folder: Path | None

@@ -16,6 +16,8 @@ CSS = """
 .xd thead th { color: var(--soft); font-weight: 500; font-size: .82rem; white-space: nowrap;
   border-bottom: 1.5px solid var(--rule); }
 .xd tbody th { font-weight: 500; min-width: 8.5rem; }
+.xd tbody > tr > :not(.num) { overflow-wrap: anywhere; }
+.xd td:not(.num) { min-width: 5.5rem; }
 .xd tr > :first-child { padding-left: .2rem; }
 .xd tr > :last-child { padding-right: .2rem; }
 .xd tbody tr:hover > * { background: var(--hover); }

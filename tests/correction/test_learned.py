@@ -13,7 +13,7 @@ from excise.correction.behaviour import BehaviourSet
 from excise.correction.contrast import contrast
 from excise.correction.edit import Edit
 from excise.correction.learned import LEAST, learned_edit, learned_factors, preference_loss
-from excise.correction.resume import Kept
+from excise.correction.resume import Progress
 from excise.correction.testbed import outcome, planted_behaviour
 
 
@@ -103,16 +103,16 @@ def test_what_was_learned_and_written_is_kept_as_it_was(tiny_opt: Any, tmp_path:
     sets = samples("paired")
     ranked = contrast(tiny_opt, sets)
     edit = learned_edit(tiny_opt, sets, ranked, 4, steps=3)
-    kept, asked = Kept(tmp_path / ".out.progress"), {"n": 1}
-    kept.behaviour(asked, lambda: sets)
-    kept.edit("learned-4", asked, lambda: edit)
-    kept.contrast(asked, lambda: ranked)
-    assert kept.behaviour(asked, fail) == sets
-    assert kept.edit("learned-4", asked, fail).digest == edit.digest
-    assert kept.contrast(asked, fail).top(5) == ranked.top(5)
+    progress, asked = Progress(tmp_path / ".out.progress"), {"n": 1}
+    progress.behaviour(asked, lambda: sets)
+    progress.edit("learned-4", asked, lambda: edit)
+    progress.contrast(asked, lambda: ranked)
+    assert progress.behaviour(asked, fail) == sets
+    assert progress.edit("learned-4", asked, fail).digest == edit.digest
+    assert progress.contrast(asked, fail).top(5) == ranked.top(5)
     with pytest.raises(ExciseError, match="other options or data"):
-        kept.contrast({"n": 2}, lambda: ranked)
-    kept.forget()
+        progress.contrast({"n": 2}, lambda: ranked)
+    progress.forget()
     assert list(tmp_path.iterdir()) == []
 
 
