@@ -28,7 +28,7 @@ from ..correction.edit import Edit
 from ..correction.learned import SETTINGS, STEPS, learned_edit
 from ..correction.likelihood import identity_likelihood
 from ..correction.material import Material, Written, divided, from_examples, from_prompts
-from ..correction.plan import described, plan_of
+from ..correction.plan import attribution_bytes, described, plan_of
 from ..correction.proof import Card, prove, rules_of
 from ..correction.recipes import (
     prompt_parts,
@@ -138,7 +138,12 @@ def plan_text(work: Work, asked: Asked) -> str:
         others=16 * asked["task_samples"] * (len(work.others) - 1) + 2400,
     )
     metrics = [material.target.metric(material.parts.test), work.test_text, *work.others]
-    return described(work.loaded, plan, metrics, material)
+    model, dtype = work.loaded.model, asked["attribution_dtype"]
+    attribution = attribution_bytes(
+        model, 2 * asked.new_tokens, asked["component"] == WEIGHTS,
+        torch_dtype(dtype) if dtype else model.dtype,
+    )  # fmt: skip
+    return described(work.loaded, plan, metrics, material, attribution)
 
 
 def corrected(
@@ -274,8 +279,12 @@ def _ranking(
     model: Any, asked: Asked, behaviour: BehaviourSet, progress: Progress, depends: dict[str, Any]
 ) -> Ranking:
     method, seed = asked["method"], asked["seed"]
-    if asked["component"] == WEIGHTS:  # as large as the model, so not kept for --resume
-        return weight_contrast(model, behaviour, method=method, random_seed=seed, progress=True)
+    if asked["component"] == WEIGHTS:
+        most = max(asked.sizes)  # all of them would be as large as the model
+        rank = partial(weight_contrast, model, behaviour, method=method, most=most)
+        return progress.weights(
+            {**depends, "most": most}, partial(rank, random_seed=seed, progress=True)
+        )
     return progress.contrast(
         depends,
         lambda: contrast(

@@ -1,7 +1,7 @@
 """The contrast for single weights: as for neurons, element by element."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any, Literal
 
@@ -23,12 +23,21 @@ WEIGHT_METHODS = {"lrp": "lrp", "gradient": "gradient-x-activation", "random": "
 """Contrasts that rank weights, by the names of `CONTRASTS`, and the LRP method that they take."""
 
 
+MLPS = ("*mlp*", "*fc*")
+"""Glob patterns of the linears of MLPs, as the families name them."""
+
+Ranked = tuple[Tensor, Tensor]
+"""Flat indices of elements of a matrix and their scores, highest first."""
+
+
 @dataclass(frozen=True, eq=False)
 class WeightContrast:
     """Scores of the elements of some weight matrices for one behaviour."""
 
-    scores: Mapping[str, Tensor]
-    """By parameter name, in the shape of the parameter; higher is cut first."""
+    first: Mapping[str, Ranked]
+    """By parameter name; all elements, or those among the first of all matrices."""
+    n: int
+    """How many weights were scored."""
     config: dict[str, Any]
     component: Literal["weights"] = "weights"
 
@@ -38,17 +47,27 @@ class WeightContrast:
         Raises:
             ExciseError: There are not as many.
         """
-        if not 1 <= k <= self.n:
-            raise ExciseError(f"k is {k}: there are 1 to {self.n} weights to choose from")
-        best = {n: s.flatten().topk(min(k, s.numel())) for n, s in self.scores.items()}
-        _, chosen = torch.cat([found.values for found in best.values()]).topk(k)
-        found, start = {}, 0
-        for name, (values, indices) in best.items():
+        return {name: indices.sort().values for name, (indices, _) in self.only(k).first.items()}
+
+    def only(self, k: int) -> "WeightContrast":
+        """Return the same without all but the first k weights: small enough to keep.
+
+        Raises:
+            ExciseError: There are not as many.
+        """
+        known = sum(len(indices) for indices, _ in self.first.values())
+        if not 1 <= k <= known:
+            raise ExciseError(f"k is {k}: there are 1 to {known} weights to choose from")
+        heads = {name: (found[0][:k], found[1][:k]) for name, found in self.first.items()}
+        _, chosen = torch.cat([values for _, values in heads.values()]).topk(k)
+        first, start = {}, 0
+        for name, (indices, values) in heads.items():
             mine = chosen[(chosen >= start) & (chosen < start + len(values))] - start
             start += len(values)
             if len(mine):
-                found[name] = indices[mine].sort().values
-        return found
+                mine = mine.sort().values  # highest first, as they were
+                first[name] = indices[mine], values[mine]
+        return replace(self, first=first)
 
     def edit(self, k: int, factor: float | Literal["own"] = 0.0) -> Edit:
         """Make an edit that scales the first k weights.
@@ -62,11 +81,6 @@ class WeightContrast:
         return Edit(weights={n: (i, torch.full(i.shape, factor)) for n, i in top.items()})
 
     @property
-    def n(self) -> int:
-        """How many weights were scored."""
-        return sum(scores.numel() for scores in self.scores.values())
-
-    @property
     def never_cut(self) -> dict[str, Tensor]:
         """Nothing is protected."""
         return {}
@@ -75,11 +89,12 @@ class WeightContrast:
 def weight_contrast(
     model: Any,
     behaviour: BehaviourSet,
-    matrices: Sequence[str] = ("*mlp*", "*fc*"),
+    matrices: Sequence[str] = MLPS,
     method: str = "lrp",
     *,
     c: float = 0.3,
     seed: str = "logit",
+    most: int | None = None,
     random_seed: int = 0,
     batch_size: int = 8,
     progress: bool = False,
@@ -97,6 +112,7 @@ def weight_contrast(
         method: A name of `WEIGHT_METHODS`.
         c: How much of a matrix's median cost is added to each cost.
         seed: What relevance starts from: `logprob` or `logit`.
+        most: How many of the first are kept, which is enough to cut as many; None keeps all.
         random_seed: Of the method `random`.
         batch_size: Samples per pass.
         progress: Whether to draw a progress bar on a terminal.
@@ -106,7 +122,7 @@ def weight_contrast(
     """
     rules = look_up("contrast of weights", method, WEIGHT_METHODS)
     start = look_up("seed", seed, SEEDS)
-    known = _matching(model, matrices)
+    known = matching(model, matrices)
 
     def means(samples: Sequence[Sample], aggregate: str) -> Mapping[str, Tensor]:
         return score(
@@ -140,10 +156,23 @@ def weight_contrast(
         **{"method": method, "component": "weights", "matrices": known, "c": c, "seed": seed},
         "random_seed": random_seed if method == "random" else None,
     }
-    return WeightContrast(scores, config)
+    n = sum(found.numel() for found in scores.values())
+    kept = min(most or n, n)
+    first = {name: _ranked(found, kept) for name, found in scores.items()}
+    return WeightContrast(first, n, config).only(kept)
 
 
-def _matching(model: Any, patterns: Sequence[str]) -> list[str]:
+def _ranked(scores: Tensor, most: int) -> Ranked:
+    values, indices = scores.flatten().topk(min(most, scores.numel()))
+    return indices, values
+
+
+def matching(model: Any, patterns: Sequence[str]) -> list[str]:
+    """Return those patterns that match a linear of the model's layers.
+
+    Raises:
+        ExciseError: None does.
+    """
     paths = list(ModelView.of(model).layer_linears())
     known = [pattern for pattern in patterns if any(fnmatch(path, pattern) for path in paths)]
     if not known:

@@ -11,6 +11,10 @@ from ..core.loading import Loaded
 from ..core.memory import readable
 from ..eval.outcome import Metric
 from ..eval.run import forecast
+from ..lrp.fitter import RelevanceFitter
+from ..lrp.run import activation_bytes
+from .contrast_sources import SEEDS
+from .contrast_weights import MLPS, matching
 from .learned import PAIRS, TEXTS
 from .material import Material
 
@@ -19,6 +23,8 @@ TRIAL = 128
 """Tokens of the pass that is timed."""
 WRITTEN = 1.6
 """How much longer a token takes to write than to read, roughly: measured on a CPU."""
+BATCH = 8
+"""Samples that are attributed at a time."""
 BACKWARD = 3.0
 """Forward and backward over forward alone."""
 
@@ -79,10 +85,39 @@ def plan_of(
     )
 
 
-def described(loaded: Loaded, plan: Plan, metrics: Sequence[Metric], material: Material) -> str:
-    """Say in a few lines what a correction would do, how long and in how much memory."""
+def attribution_bytes(model: Any, tokens: int, weights: bool, dtype: torch.dtype) -> int:
+    """Count what ranking holds at most: the model, a copy of it, activations of a batch, scores.
+
+    Args:
+        model: The live model.
+        tokens: Of a sample.
+        weights: Whether single weights are scored, of undesired, general and reference samples.
+        dtype: What is ranked in; another than the model's takes a copy.
+    """
+    fitter = RelevanceFitter(
+        model, SEEDS["logit"], components=() if weights else ("neurons",),
+        weights=matching(model, MLPS) if weights else (),
+    )  # fmt: skip
+    own = sum(p.nbytes for p in model.parameters())
+    share = dtype.itemsize / model.dtype.itemsize
+    copy = share * own if dtype != model.dtype else 0
+    scores = 3 * 4 * sum(linear.weight.numel() for linear in fitter.linears.values())
+    return own + round(copy + share * activation_bytes(fitter, BATCH * tokens)) + scores
+
+
+def described(
+    loaded: Loaded, plan: Plan, metrics: Sequence[Metric], material: Material, attribution: int
+) -> str:
+    """Say in a few lines what a correction would do, how long and in how much memory.
+
+    Args:
+        loaded: The model.
+        plan: The work.
+        metrics: What the test measures.
+        material: What it is done with.
+        attribution: From `attribution_bytes`.
+    """
     rate = seconds_per_token(loaded.model)
-    weights = sum(p.nbytes for p in loaded.model.parameters())
     parts = material.parts
     steps = ", ".join(
         f"{name} {_minutes(value * rate)}"
@@ -91,8 +126,7 @@ def described(loaded: Loaded, plan: Plan, metrics: Sequence[Metric], material: M
     return (
         f"{material.target.name}: {material.given + len(parts.attribution)} examples to attribute, "
         f"{len(parts.selection)} to select, {len(parts.test)} to test\n"
-        f"test {forecast(loaded, metrics)}; the attribution holds gradients as well, about "
-        f"{readable(2 * weights)} of weights and gradients\n"
+        f"test {forecast(loaded, metrics)}; ranking holds about {readable(attribution)}\n"
         f"about {_minutes(plan.total * rate)} on this machine as it is now: {steps}"
     )
 

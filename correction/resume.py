@@ -17,6 +17,7 @@ from ..core.data import Sample
 from ..core.errors import ExciseError
 from .behaviour import BehaviourSet
 from .contrast import Contrast
+from .contrast_weights import WeightContrast
 from .edit import Edit
 
 
@@ -50,6 +51,10 @@ class Progress:
             ExciseError: The folder is of another run.
         """
         return self._part("contrast", asked, make, _pack_contrast, _unpack_contrast)
+
+    def weights(self, asked: Config, make: Callable[[], WeightContrast]) -> WeightContrast:
+        """Return the contrast of weights of an earlier run, or make and keep it; see `contrast`."""
+        return self._part("contrast", asked, make, _pack_weights, _unpack_weights)
 
     def edit(self, name: str, asked: Config, make: Callable[[], Edit]) -> Edit:
         """Return an edit of heads or neurons of an earlier run, or make it and keep it."""
@@ -106,6 +111,20 @@ def _unpack_contrast(config: Config, tensors: Tensors) -> Contrast:
         config["component"], tensors["scores"], tensors["low"], tensors["protected"],
         config["contrast"], config["rank_by"], tensors.get("factors"),
     )  # fmt: skip
+
+
+def _pack_weights(found: WeightContrast) -> tuple[Config, Tensors]:
+    tensors = {}
+    for name, (indices, scores) in found.first.items():
+        tensors |= {f"{name}/indices": indices, f"{name}/scores": scores}
+    return {"n": found.n, "contrast": found.config, "matrices": list(found.first)}, tensors
+
+
+def _unpack_weights(config: Config, tensors: Tensors) -> WeightContrast:
+    first = {
+        name: (tensors[f"{name}/indices"], tensors[f"{name}/scores"]) for name in config["matrices"]
+    }
+    return WeightContrast(first, config["n"], config["contrast"])
 
 
 _SETS = ("undesired", "general", "kept")

@@ -222,7 +222,9 @@ def test_weights_of_a_neuron_add_up_to_it(tiny: Callable[..., Any], kind: str):
     last = "mlp.down_proj" if kind == "llama-gqa" else "fc2"
     found = weight_contrast(model, sets, [f"*{last}"], "gradient", c=1e9)
     neurons = contrast(model, sets, "gradient-difference", protect=0, seed="logit").scores
-    for name, scores in found.scores.items():
+    for name, (indices, values) in found.first.items():
+        scores = torch.empty_like(values).index_copy_(0, indices, values)
+        scores = scores.view(model.get_parameter(name).shape)
         # with a large c every element is divided by about the same
         wanted = neurons[int(name.split(".layers.")[1].split(".")[0])]
         columns = scores.double().sum(0)
@@ -235,15 +237,22 @@ def test_weights_of_a_neuron_add_up_to_it(tiny: Callable[..., Any], kind: str):
 def test_top_weights_are_the_highest_of_all_matrices(tiny_llama: Any):
     found = weight_contrast(tiny_llama, behaviour())
     top = found.top(50)
-    kept = torch.cat([found.scores[name].flatten()[indices] for name, indices in top.items()])
-    everything = torch.cat([scores.flatten() for scores in found.scores.values()])
+    everything = torch.cat([values for _, values in found.first.values()])
+    assert found.n == len(everything)
+    some = found.only(50)
+    kept = torch.cat([values for _, values in some.first.values()])
     assert kept.sort().values.tolist() == everything.sort().values[-50:].tolist()
+    for name, (indices, values) in some.first.items():
+        assert values.tolist() == sorted(values.tolist(), reverse=True)
+        assert top[name].tolist() == sorted(indices.tolist())
     edit = found.edit(50, 0.5)
     assert edit.n_components == 50
     with edit.applied(tiny_llama):
         pass
     with pytest.raises(ExciseError, match="weights to choose from"):
         found.top(0)
+    with pytest.raises(ExciseError, match="1 to 50 weights to choose from"):
+        some.top(51)
     with pytest.raises(ExciseError, match="no weight matrix matches"):
         weight_contrast(tiny_llama, behaviour(), ["*nothing*"])
 

@@ -11,6 +11,7 @@ from excise.core.errors import ExciseError
 from excise.core.families import ModelView
 from excise.correction.behaviour import BehaviourSet
 from excise.correction.contrast import contrast
+from excise.correction.contrast_weights import weight_contrast
 from excise.correction.edit import Edit
 from excise.correction.learned import LEAST, learned_edit, learned_factors, preference_loss
 from excise.correction.resume import Progress
@@ -114,6 +115,11 @@ def test_what_was_learned_and_written_is_kept_as_it_was(tiny_opt: Any, tmp_path:
         progress.contrast({"n": 2}, lambda: ranked)
     progress.forget()
     assert list(tmp_path.iterdir()) == []
+    weights = weight_contrast(tiny_opt, sets, most=9)
+    progress.weights(asked, lambda: weights)
+    kept = progress.weights(asked, fail)
+    assert (kept.n, kept.config) == (weights.n, weights.config)
+    assert kept.edit(9).digest == weights.edit(9).digest
 
 
 def fail() -> Any:
