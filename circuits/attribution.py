@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.data import Batch
 from ..core.errors import ExciseError
 from ..core.families import ModelView
 from ..core.frozen import frozen
+from ..lrp.difference import DifferenceScope, first_half, second_half
 from ..lrp.rules import full_precision
 from ..lrp.scope import LRPScope
 from .edges import edge_scores
 from .graph import Graph
 from .methods import CircuitMethod, get_method
-from .pairs import Pairs, logit_difference, only_last
+from .norms import LinearNorm
+from .pairs import Pairs, joined, logit_difference, only_last
 from .probe import Key, Probe, run
 from .writers import head_outputs, readable_weights
 
@@ -160,6 +162,9 @@ class _Scorer:
         """Score one batch."""
         before: dict[Key, Tensor] = {}
         probe = Probe(self.view, self.edges)
+        if self.method.multipliers:
+            assert other is not None
+            return self._shared_out(probe, clean, other)
         with self._still(), probe:
             if other is not None and self.method.difference:
                 before = self._look(probe, other)
@@ -180,6 +185,17 @@ class _Scorer:
             probe.replaced = {}
         assert found is not None
         return found.times(1.0 / len(self.method.points))
+
+    def _shared_out(self, probe: Probe, clean: Batch, other: Batch) -> Attribution:
+        """Score one batch by multipliers, which one pass finds for prompts and counterfactuals."""
+        with DifferenceScope(self.view.model), probe:
+            self._backward(probe, joined(clean, other))
+            now, before = (
+                {key: half(x) for key, x in probe.values.items()}
+                for half in (first_half, second_half)
+            )
+            probe.grads = {key: first_half(grad) for key, grad in probe.grads.items()}
+            return self._collected(probe, now, before)
 
     def _sites(self) -> list[Key]:
         """Return the places that go along the path, each by itself."""
@@ -240,9 +256,15 @@ class _Scorer:
         if self.neurons:
             neurons = torch.stack([product("hidden", i).sum(1) for i in layers], 1)
         if self.edges:
-            constant_std = self.method.rules is not None
+
+            def linear_norm(norm: nn.Module, key: Key) -> LinearNorm:
+                if self.method.multipliers:
+                    return LinearNorm.between(norm, now[key][:, None], before[key][:, None])
+                constant_std = self.method.rules is not None
+                return LinearNorm.at(norm, probe.values[key][:, None], constant_std)
+
             writers = slice(None) if own is None else self._writers_at(own)
-            edges = edge_scores(view, self.graph, probe, now, before, constant_std, writers)
+            edges = edge_scores(view, self.graph, probe, now, before, linear_norm, writers)
         return Attribution(*(None if t is None else t.float().cpu()
                              for t in (heads, mlps, neurons, edges)))  # fmt: skip
 

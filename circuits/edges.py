@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.families import LayerView, ModelView
 from .graph import Graph
@@ -22,7 +22,7 @@ def edge_scores(
     probe: Probe,
     now: Values,
     before: Values,
-    constant_std: bool,
+    linear_norm: Callable[[nn.Module, Key], LinearNorm],
     writers: slice = slice(None),
 ) -> Float[Tensor, "b edges"]:
     """Score every edge of a batch after its backward pass.
@@ -33,11 +33,11 @@ def edge_scores(
     Args:
         view: The model.
         graph: Its graph.
-        probe: With gradients, and inputs of norms where the gradients were taken.
+        probe: With gradients.
         now: What the components write.
         before: What they write on the counterfactual prompts; empty for nothing.
-        constant_std: Whether norms are linear maps with a constant standard deviation (under
-            relevance rules), or differentiated.
+        linear_norm: Returns a norm as the linear map that it was for the gradients, given the key
+            of its input.
         writers: Those whose edges are scored.
 
     Returns:
@@ -68,7 +68,7 @@ def edge_scores(
         if not view.norm_first:
             layer = view.layers[index]
             norm = layer.attention_norm if place == "attention_norm" else layer.mlp_norm
-            linear = LinearNorm.at(norm, probe.values[place, index][:, None], constant_std)
+            linear = linear_norm(norm, (place, index))
             rows = slice(first, min(n, last))
             written[:, rows] = linear.forward(written[:, rows])
 
@@ -76,8 +76,7 @@ def edge_scores(
     for index, layer in enumerate(view.layers):
         norm = None
         if view.norm_first:
-            x = probe.values["attention_norm", index][:, None]
-            norm = LinearNorm.at(layer.attention_norm, x, constant_std)
+            norm = linear_norm(layer.attention_norm, ("attention_norm", index))
         for place, linear, units in attention_readers(view, layer):
             grad = probe.grads.get((place, index))
             if grad is None or n <= first:  # under constant patterns, or before the writers

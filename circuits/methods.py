@@ -15,6 +15,9 @@ class CircuitMethod:
     summary: str
     rules: Variant | None = None
     """Relevance rules on the backward pass; None leaves the plain gradient."""
+    multipliers: bool = False
+    """Whether prompt and counterfactual go through as one, under the rules of
+    `excise.lrp.difference`, which share out the whole change of the answer."""
     difference: bool = True
     """Whether activations are taken less their counterfactual; needs counterfactual prompts."""
     contrast: Literal["gradient"] | None = "gradient"
@@ -49,6 +52,12 @@ CIRCUIT_METHODS: dict[str, CircuitMethod] = {
         ),
         CircuitMethod(
             "relp", "RelP: LRP in attribution patching (arXiv 2508.21258)", rules="relp"
+        ),
+        CircuitMethod(
+            "deeplift",
+            "relevance of the whole change from counterfactual to prompt, without a rest "
+            "(arXiv 1704.02685; for norms, gates and attention: this project)",
+            multipliers=True,
         ),
         CircuitMethod(
             "relp-ig",

@@ -5,13 +5,13 @@ output over the parts of its input exactly. Without rules the map is the norm's 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core.families import kind_of
+from ..lrp.difference import secant_root
+from ..lrp.scope import norm_parameters
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LinearNorm:
     centred: bool
     inverse_std: Float[Tensor, "*n 1"]
     unit: Float[Tensor, "*n d"] | None
-    """The normalised input before the scale, where the standard deviation is differentiated."""
+    """The normalised input before the scale; None where the standard deviation is constant."""
 
     @classmethod
     def at(cls, norm: nn.Module, x: Float[Tensor, "*n d"], constant_std: bool) -> "LinearNorm":
@@ -33,15 +33,26 @@ class LinearNorm:
             x: Its input.
             constant_std: Whether the standard deviation is held constant (the relevance rule).
         """
-        module: Any = norm
-        kind = kind_of(norm)
-        centred = kind == "layer_norm"
-        eps = module.variance_epsilon if kind == "rms_norm" else module.eps
-        scale = module.weight if module.weight is not None else x.new_ones(x.shape[-1])
-        scale = 1.0 + scale if kind == "rms_norm_plus_one" else scale
+        scale, eps, centred = norm_parameters(norm)
         x = x - x.mean(-1, keepdim=True) if centred else x
         inverse_std = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-        return cls(scale.detach(), centred, inverse_std, None if constant_std else x * inverse_std)
+        unit = None if constant_std else x * inverse_std
+        return cls(_detached(scale, x), centred, inverse_std, unit)
+
+    @classmethod
+    def between(
+        cls, norm: nn.Module, x: Float[Tensor, "*n d"], other: Float[Tensor, "*n d"]
+    ) -> "LinearNorm":
+        """Return the linear map that takes the difference of two inputs to that of the outputs.
+
+        It is the one of `excise.lrp.difference`, which is symmetric like the derivative.
+        """
+        scale, eps, centred = norm_parameters(norm)
+        if centred:
+            x, other = (t - t.mean(-1, keepdim=True) for t in (x, other))
+        inverse_std, fall = secant_root(x, other, eps)
+        unit = (x + other) / 2 * (2 * fall / inverse_std).sqrt()
+        return cls(_detached(scale, x), centred, inverse_std, unit)
 
     def forward(self, part: Float[Tensor, "*m d"]) -> Float[Tensor, "*m d"]:
         """Return what a part of the input (or a small change of it) becomes."""
@@ -59,3 +70,7 @@ class LinearNorm:
         if self.unit is not None:
             x = x - self.unit * (x * self.unit).mean(-1, keepdim=True)
         return x * self.inverse_std
+
+
+def _detached(scale: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_ones(x.shape[-1]) if scale is None else scale.detach()

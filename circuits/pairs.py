@@ -99,6 +99,12 @@ def encode_pairs(tokenizer: Any, prompts: Sequence[Prompt]) -> Pairs:
     return Pairs(clean, tuple(replace(s, input_ids=i) for s, i in zip(clean, ids, strict=True)))
 
 
+def joined(batch: Batch, other: Batch) -> Batch:
+    """Put the rows of another batch of the same width behind those of a batch."""
+    both = zip(vars(batch).values(), vars(other).values(), strict=True)
+    return Batch(*(None if a is None or b is None else torch.cat([a, b]) for a, b in both))  # type: ignore[arg-type]
+
+
 def only_last(batch: Batch) -> Batch:
     """Return a batch as the logits of its last tokens alone see it: one position a row."""
     ids = batch.input_ids[torch.arange(len(batch), device=batch.input_ids.device), batch.last]

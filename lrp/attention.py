@@ -1,14 +1,15 @@
 """Attention under a relevance rule, through transformers' own attention interface.
 
 Two names are registered once, `excise_sdpa` and `excise_eager`. Each runs the original kernel; if
-the calling module is inside a scope, its queries, keys and values pass their rule first. Lookup is
-by module, so that a second model which shares the config object of a scoped one computes as ever.
+the calling module is inside a scope, its rule does, with rules around it. Lookup is by module, so
+that a second model which shares the config object of a scoped one computes as ever.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -42,8 +43,23 @@ class AttentionRule:
             ShareRule.apply(v, 0.5, self.fire),
         )
 
+    def attend(
+        self, kernel: Any, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        """Run the kernel on queries, keys and values that have passed the rule."""
+        return kernel(module, *self(q, k, v), *args, **options)
 
-ACTIVE: "WeakKeyDictionary[nn.Module, AttentionRule]" = WeakKeyDictionary()
+
+class AttendsByRule(Protocol):
+    """What runs the kernel for an attention module inside a scope."""
+
+    def attend(self, kernel: Any, module: nn.Module, *args: Any, **options: Any) -> Any:
+        """Return what the kernel does."""
+        ...
+
+
+ACTIVE: "WeakKeyDictionary[nn.Module, AttendsByRule]" = WeakKeyDictionary()
 """The rule of each attention module that is inside a scope now."""
 
 _PREFIX = "excise_"
@@ -66,14 +82,14 @@ def scoped_name(implementation: str) -> str:
 
 
 def _forward_for(kernel: str) -> Callable[..., Any]:
-    def forward(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any):
-        if (rule := ACTIVE.get(module)) is not None:
-            q, k, v = rule(q, k, v)
+    def forward(module: nn.Module, *args: Any, **options: Any):
         if kernel == "eager":
             original = sys.modules[type(module).__module__].eager_attention_forward
         else:
             original = ALL_ATTENTION_FUNCTIONS[kernel]
-        return original(module, q, k, v, *args, **kwargs)
+        rule = ACTIVE.get(module)
+        attend = original if rule is None else partial(rule.attend, original)
+        return attend(module, *args, **options)
 
     return forward
 

@@ -205,9 +205,14 @@ class LRPScope:
             hook(layer.module.register_forward_pre_hook(partial(_residual_in, self, index)))
         last = view.layers[-1].module
         hook(last.register_forward_hook(partial(_residual_out, self, len(view.layers))))
-        before = view.model.config._attn_implementation
-        undo.callback(view.model.set_attn_implementation, before)
-        view.model.set_attn_implementation(scoped_name(before))
+        self._route_attention(undo)
+
+    def _route_attention(self, undo: ExitStack) -> None:
+        """Let attention modules ask for their rules."""
+        model = self.view.model
+        before = model.config._attn_implementation
+        undo.callback(model.set_attn_implementation, before)
+        model.set_attn_implementation(scoped_name(before))
 
     def _constant_modules(self) -> Iterator[nn.Module]:
         """Yield the modules that feed only what CP-LRP holds constant: no relevance gets there."""
@@ -247,42 +252,48 @@ class _ResidualTap(Function):
         return grads[0], None, None
 
 
-def _flows(x: Tensor) -> bool:
+def flows(x: Tensor) -> bool:
+    """Whether a backward pass can come by."""
     return torch.is_grad_enabled() and x.requires_grad
 
 
-def _norm_hook(fire: Any, norm: Any, args: tuple[Tensor, ...], y: Tensor) -> Any:
-    if not _flows(x := args[0]):
-        return None
+def norm_parameters(norm: Any) -> tuple[Tensor | None, float, bool]:
+    """Return a norm's scale, its epsilon, and whether it subtracts the mean."""
     kind = kind_of(norm)
     if kind == "layer_norm":
-        return NormRule.apply(x, y.detach(), norm.weight, norm.eps, True, fire)
-    eps = norm.eps if kind == "rms_norm_plus_one" else norm.variance_epsilon
-    scale = 1.0 + full_precision(norm.weight) if kind == "rms_norm_plus_one" else norm.weight
-    return NormRule.apply(x, y.detach(), scale, eps, False, fire)
+        return norm.weight, norm.eps, True
+    if kind == "rms_norm_plus_one":
+        return 1.0 + full_precision(norm.weight), norm.eps, False
+    return norm.weight, norm.variance_epsilon, False
+
+
+def _norm_hook(fire: Any, norm: Any, args: tuple[Tensor, ...], y: Tensor) -> Any:
+    if not flows(x := args[0]):
+        return None
+    return NormRule.apply(x, y.detach(), *norm_parameters(norm), fire)
 
 
 def _activation_hook(fire: Any, slope: Any, _act: Any, args: tuple[Tensor, ...], y: Tensor) -> Any:
-    return ActivationRule.apply(args[0], y.detach(), slope, fire) if _flows(args[0]) else None
+    return ActivationRule.apply(args[0], y.detach(), slope, fire) if flows(args[0]) else None
 
 
 def _constant_hook(fire: Any, _act: Any, _args: Any, y: Tensor) -> Tensor | None:
-    if not _flows(y):
+    if not flows(y):
         return None
     fire()
     return y.detach()
 
 
 def _half_hook(fire: Any, _linear: Any, args: tuple[Tensor, ...]) -> Any:
-    return ShareRule.apply(args[0], 0.5, fire) if _flows(args[0]) else None
+    return ShareRule.apply(args[0], 0.5, fire) if flows(args[0]) else None
 
 
 def _epsilon_hook(fire: Any, epsilon: float, _linear: Any, _args: Any, z: Tensor) -> Any:
-    return EpsilonRule.apply(z, epsilon, fire) if _flows(z) else None
+    return EpsilonRule.apply(z, epsilon, fire) if flows(z) else None
 
 
 def _residual_in(scope: LRPScope, index: int, _layer: Any, args: tuple[Any, ...]) -> Any:
-    return (_ResidualTap.apply(args[0], scope, index), *args[1:]) if _flows(args[0]) else None
+    return (_ResidualTap.apply(args[0], scope, index), *args[1:]) if flows(args[0]) else None
 
 
 def _residual_out(scope: LRPScope, index: int, _layer: Any, _args: Any, output: Any) -> Any:
