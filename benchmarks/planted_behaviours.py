@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--component", default="neurons", choices=("neurons", "heads"))
     parser.add_argument("--contrasts", help="Comma-separated; all by default.")
     seeds = ("logit", "logprob", "both")
-    parser.add_argument("--seed-of-relevance", default="both", choices=seeds)
+    parser.add_argument("--seed-of-relevance", default="logit", choices=seeds)
     given = parser.parse_args()
     names = given.contrasts.split(",") if given.contrasts else list(CONTRASTS)
     print(f"| {' | '.join(HEADERS)} |\n|{'---|' * len(HEADERS)}")

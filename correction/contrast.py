@@ -273,7 +273,7 @@ def contrast(
     *,
     c: float = 0.3,
     z: float = 1.0,
-    seed: str = BOTH,
+    seed: str = "logit",
     rank_by: Literal["scores", "low"] = "low",
     protect: float = 0.01,
     random_seed: int = 0,
@@ -290,7 +290,8 @@ def contrast(
         c: How much of the median cost is added to each cost (`lrp`, `gradient`).
         z: Standard errors between `scores` and `low`.
         seed: What relevance starts from: `logit` or `logprob` of each explained token, or `both`.
-            Where a model is sure of what it says, its log-probability has no slope left.
+            Where a model is sure of what it says, its log-probability has no slope left, and of
+            planted neurons `both` finds fewer; on the toxicity of SmolLM2 the two were alike.
         rank_by: Which of the two `top` goes by.
         protect: Share of the units, those that cost general text most, that is never cut.
         random_seed: Of the method `random`.
