@@ -131,11 +131,13 @@ def weight_contrast(
         ).weights  # fmt: skip
 
     if rules:
-        bad, other = means(behaviour.undesired, "signed"), means(behaviour.general, "signed")
-        square = means(behaviour.reference, "square")
-        scores = {
-            name: benefit_per_cost(value - other[name], square[name].sqrt(), c).cpu()
-            for name, value in bad.items()
+        benefit = dict(means(behaviour.undesired, "signed"))
+        for name, other in means(behaviour.general, "signed").items():
+            benefit[name] = benefit[name] - other
+        square = dict(means(behaviour.reference, "square"))
+        scores = {  # each is as large as the matrices: none is held longer than needed
+            name: benefit_per_cost(benefit.pop(name), square.pop(name).sqrt(), c).cpu()
+            for name in list(benefit)
         }
     else:
         generator = torch.Generator().manual_seed(random_seed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core.loading import Loaded
-from ..core.memory import readable
+from ..core.memory import held_with, readable
 from ..eval.outcome import Metric
 from ..eval.run import forecast
 from ..lrp.fitter import RelevanceFitter
@@ -86,7 +86,7 @@ def plan_of(
 
 
 def attribution_bytes(model: Any, tokens: int, weights: bool, dtype: torch.dtype) -> int:
-    """Count what ranking holds at most: the model, a copy of it, activations of a batch, scores.
+    """Count what ranking holds beside the model: a copy of it, activations of a batch, scores.
 
     Args:
         model: The live model.
@@ -102,7 +102,7 @@ def attribution_bytes(model: Any, tokens: int, weights: bool, dtype: torch.dtype
     share = dtype.itemsize / model.dtype.itemsize
     copy = share * own if dtype != model.dtype else 0
     scores = 3 * 4 * sum(linear.weight.numel() for linear in fitter.linears.values())
-    return own + round(copy + share * activation_bytes(fitter, BATCH * tokens)) + scores
+    return round(copy + share * activation_bytes(fitter, BATCH * tokens)) + scores
 
 
 def described(
@@ -118,6 +118,7 @@ def described(
         attribution: From `attribution_bytes`.
     """
     rate = seconds_per_token(loaded.model)
+    ranking = held_with(loaded.model) + attribution
     parts = material.parts
     steps = ", ".join(
         f"{name} {_minutes(value * rate)}"
@@ -126,7 +127,7 @@ def described(
     return (
         f"{material.target.name}: {material.given + len(parts.attribution)} examples to attribute, "
         f"{len(parts.selection)} to select, {len(parts.test)} to test\n"
-        f"test {forecast(loaded, metrics)}; ranking holds about {readable(attribution)}\n"
+        f"test {forecast(loaded, metrics)}; ranking about {readable(ranking)}\n"
         f"about {_minutes(plan.total * rate)} on this machine as it is now: {steps}"
     )
 
