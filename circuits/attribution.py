@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..core.data import Batch
@@ -17,10 +17,9 @@ from ..core.frozen import frozen
 from ..lrp.difference import DifferenceScope, first_half, second_half
 from ..lrp.rules import full_precision
 from ..lrp.scope import LRPScope
-from .edges import edge_scores
+from .edges import Norms, edge_scores
 from .graph import Graph
 from .methods import CircuitMethod, get_method
-from .norms import LinearNorm
 from .pairs import Pairs, joined, logit_difference, only_last
 from .probe import Key, Probe, run
 from .writers import head_outputs, readable_weights
@@ -119,7 +118,7 @@ def attribute(
     chosen = get_method(method) if isinstance(method, str) else method
     if not (nodes or neurons or edges):
         raise ExciseError(f"nothing to score: ask for some of {', '.join(LEVELS)}")
-    if chosen.difference and pairs.counterfactual is None:
+    if (chosen.difference or chosen.multipliers) and pairs.counterfactual is None:
         raise ExciseError(
             f"method {chosen.name!r} needs counterfactual prompts: add them, or use 'lrp'"
         )
@@ -187,7 +186,7 @@ class _Scorer:
         return found.times(1.0 / len(self.method.points))
 
     def _shared_out(self, probe: Probe, clean: Batch, other: Batch) -> Attribution:
-        """Score one batch by multipliers, which one pass finds for prompts and counterfactuals."""
+        """Score one batch by multipliers: prompts and counterfactuals go through as one."""
         with DifferenceScope(self.view.model), probe:
             self._backward(probe, joined(clean, other))
             now, before = (
@@ -256,15 +255,11 @@ class _Scorer:
         if self.neurons:
             neurons = torch.stack([product("hidden", i).sum(1) for i in layers], 1)
         if self.edges:
-
-            def linear_norm(norm: nn.Module, key: Key) -> LinearNorm:
-                if self.method.multipliers:
-                    return LinearNorm.between(norm, now[key][:, None], before[key][:, None])
-                constant_std = self.method.rules is not None
-                return LinearNorm.at(norm, probe.values[key][:, None], constant_std)
-
+            norms = Norms(
+                probe.values, now, before, self.method.rules is not None, self.method.multipliers
+            )
             writers = slice(None) if own is None else self._writers_at(own)
-            edges = edge_scores(view, self.graph, probe, now, before, linear_norm, writers)
+            edges = edge_scores(view, self.graph, probe, norms, writers)
         return Attribution(*(None if t is None else t.float().cpu()
                              for t in (heads, mlps, neurons, edges)))  # fmt: skip
 

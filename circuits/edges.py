@@ -1,6 +1,8 @@
 """Scores of edges: what a writer adds to the residual stream times one reader's gradient."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,20 +11,57 @@ from ..core.families import LayerView, ModelView
 from .graph import Graph
 from .norms import LinearNorm
 from .probe import Key, Probe
-from .writers import attention_readers, by_head, head_outputs, out_norm, through
+from .writers import attention_readers, by_head, head_outputs
 
 
 Values = dict[Key, Tensor]
-Part = Callable[[ModelView, LayerView, int, Values], Tensor]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of a model as the linear maps that they were for the gradients."""
+
+    inputs: Values
+    """Where the gradients were taken."""
+    now: Values
+    before: Values
+    constant_std: bool = False
+    """Whether standard deviations are constants (under relevance rules), or differentiated."""
+    between: bool = False
+    """Whether each is the map from the difference of its two inputs to that of its outputs."""
+
+    def linear(self, norm: nn.Module, key: Key) -> LinearNorm:
+        """Return a norm as a linear map, given the key of its input."""
+        if self.between:
+            return LinearNorm.between(norm, self.now[key][:, None], self.before[key][:, None])
+        return LinearNorm.at(norm, self.inputs[key][:, None], self.constant_std)
+
+    def change(
+        self, norm: nn.Module | None, key: Key, of: Callable[[Values], Tensor]
+    ) -> Float[Tensor, "b parts t d"]:
+        """Return how what a branch writes has changed, behind the norm that it may end with.
+
+        Args:
+            norm: The norm, if there is one.
+            key: Of its input.
+            of: Returns the parts that the branch writes in front of it.
+        """
+        if self.between and norm is not None:
+            return self.linear(norm, key).forward(of(self.now) - of(self.before))
+
+        def parts(values: Values) -> Tensor:
+            if norm is None:
+                return of(values)
+            return LinearNorm.at(norm, values[key][:, None], constant_std=True).forward(of(values))
+
+        return parts(self.now) - parts(self.before) if self.before else parts(self.now)
 
 
 def edge_scores(
     view: ModelView,
     graph: Graph,
     probe: Probe,
-    now: Values,
-    before: Values,
-    linear_norm: Callable[[nn.Module, Key], LinearNorm],
+    norms: Norms,
     writers: slice = slice(None),
 ) -> Float[Tensor, "b edges"]:
     """Score every edge of a batch after its backward pass.
@@ -34,17 +73,14 @@ def edge_scores(
         view: The model.
         graph: Its graph.
         probe: With gradients.
-        now: What the components write.
-        before: What they write on the counterfactual prompts; empty for nothing.
-        linear_norm: Returns a norm as the linear map that it was for the gradients, given the key
-            of its input.
+        norms: With what the components write now, and on the counterfactual prompts (or nothing).
         writers: Those whose edges are scored.
 
     Returns:
         Sums over positions, in the order of the true entries of `graph.is_edge`; 0 for edges of
         other writers.
     """
-    embed = now["embed", 0] - before["embed", 0] if before else now["embed", 0]
+    embed = norms.change(None, ("embed", 0), lambda values: values["embed", 0])
     b, t, d = embed.shape
     scores = embed.new_zeros(b, len(graph.writers), len(graph.readers))
     written = embed.new_empty(b, len(graph.writers), t, d)
@@ -68,7 +104,7 @@ def edge_scores(
         if not view.norm_first:
             layer = view.layers[index]
             norm = layer.attention_norm if place == "attention_norm" else layer.mlp_norm
-            linear = linear_norm(norm, (place, index))
+            linear = norms.linear(norm, (place, index))
             rows = slice(first, min(n, last))
             written[:, rows] = linear.forward(written[:, rows])
 
@@ -76,7 +112,7 @@ def edge_scores(
     for index, layer in enumerate(view.layers):
         norm = None
         if view.norm_first:
-            norm = linear_norm(layer.attention_norm, ("attention_norm", index))
+            norm = norms.linear(layer.attention_norm, ("attention_norm", index))
         for place, linear, units in attention_readers(view, layer):
             grad = probe.grads.get((place, index))
             if grad is None or n <= first:  # under constant patterns, or before the writers
@@ -84,34 +120,23 @@ def edge_scores(
                 continue
             parts = by_head(linear.weight, grad, units)
             read(parts if norm is None else norm.backward(parts))
-        add(_change(_heads, view, index, now, before))
+        heads = partial(_heads, view, layer, index)
+        add(norms.change(layer.attention_out_norm, ("attention_out_norm", index), heads))
         pass_norm("attention_norm", index)
         if n > first:
             read(probe.grads["read", index][:, None])
         else:
             reader += 1
-        add(_change(_mlp, view, index, now, before))
+        mlp = partial(_mlp, index)
+        add(norms.change(layer.mlp_out_norm, ("mlp_out_norm", index), mlp))
         pass_norm("mlp_norm", index)
     read(probe.grads["end", 0][:, None])
     return scores[:, graph.is_edge]
 
 
-def _change(what: Part, view: ModelView, index: int, now: Values, before: Values) -> Tensor:
-    parts = what(view, view.layers[index], index, now)
-    return parts - what(view, view.layers[index], index, before) if before else parts
-
-
 def _heads(view: ModelView, layer: LayerView, index: int, values: Values) -> Tensor:
-    parts = head_outputs(view, layer, values["z", index])
-    if layer.attention_out_norm is None:
-        return parts
-    return through(
-        out_norm(layer.attention_out_norm, values["attention_out_norm", index], True), parts
-    )
+    return head_outputs(view, layer, values["z", index])
 
 
-def _mlp(_view: ModelView, layer: LayerView, index: int, values: Values) -> Tensor:
-    part = values["mlp", index][:, None]
-    if layer.mlp_out_norm is None:
-        return part
-    return through(out_norm(layer.mlp_out_norm, values["mlp_out_norm", index], True), part)
+def _mlp(index: int, values: Values) -> Tensor:
+    return values["mlp", index][:, None]

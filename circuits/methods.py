@@ -17,7 +17,8 @@ class CircuitMethod:
     """Relevance rules on the backward pass; None leaves the plain gradient."""
     multipliers: bool = False
     """Whether prompt and counterfactual go through as one, under the rules of
-    `excise.lrp.difference`, which share out the whole change of the answer."""
+    `excise.lrp.difference`, which share out the whole change of the answer. Needs `difference`;
+    `rules` and `points` are not looked at."""
     difference: bool = True
     """Whether activations are taken less their counterfactual; needs counterfactual prompts."""
     contrast: Literal["gradient"] | None = "gradient"
@@ -74,13 +75,13 @@ CIRCUIT_METHODS: dict[str, CircuitMethod] = {
         ),
         CircuitMethod(
             "eap-ig-activations",
-            "the same with plain gradients (MIB, arXiv 2504.13151)",
+            "plain gradient averaged over 3 points of each layer's own path (arXiv 2504.13151)",
             points=_MIDPOINTS,
             path="activations",
         ),
         CircuitMethod(
             "cp-lrp-difference",
-            "the same with constant attention patterns",
+            "as lrp-difference, with constant attention patterns",
             rules="cp-lrp",
         ),
         CircuitMethod("eap", "attribution patching: plain gradient x change (arXiv 2310.10348)"),

@@ -34,7 +34,9 @@ def planned_peak(model: Any, parts: "Parts", search: "Search", batch_size: int) 
     written = view.n_heads * view.head_dim + view.d_mlp + view.d_model  # z, hidden, MLP
     layer = 4 * view.n_heads * view.head_dim + 4 * view.d_mlp + 6 * view.d_model
     rows = 2 if get_method(search.method).multipliers else 1  # prompts and counterfactuals at once
-    activations = tokens * layers * (rows * layer + 2 * written) * size
+    activations = rows * tokens * layers * (layer + 2 * written) * size
+    if rows == 2:  # attention patterns and their gradients are made anew
+        activations += 6 * rows * tokens * view.n_heads * longest * size
     if search.level != "weights":  # of nodes, edges are drawn
         streams = len(graph.writers) * tokens * view.d_model * size
         activations += (3 if search.refined else 2) * streams

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..circuits.tasks import TASKS, task_prompts
 from ..core.artefact import whole_folder
 from ..core.data import fingerprint
@@ -171,6 +172,7 @@ def corrected(
         tell(f"warning: {warning}")
     sets = (behaviour.undesired, behaviour.general, behaviour.kept)
     depends = {
+        "version": __version__,  # of the defaults that rank
         "model": model["model"],
         "data": [fingerprint(part) for part in sets],
         "dtype": str(attributed.dtype),
@@ -280,10 +282,10 @@ def _ranking(
 ) -> Ranking:
     method, seed = asked["method"], asked["seed"]
     if asked["component"] == WEIGHTS:
-        most = max(asked.sizes)  # all of them would be as large as the model
-        rank = partial(weight_contrast, model, behaviour, method=method, most=most)
+        keep = max(asked.sizes)  # all of them would be as large as the model
+        rank = partial(weight_contrast, model, behaviour, method=method, keep=keep)
         return progress.weights(
-            {**depends, "most": most}, partial(rank, random_seed=seed, progress=True)
+            {**depends, "keep": keep}, partial(rank, random_seed=seed, progress=True)
         )
     return progress.contrast(
         depends,

@@ -290,8 +290,8 @@ def contrast(
         c: How much of the median cost is added to each cost (`lrp`, `gradient`).
         z: Standard errors between `scores` and `low`.
         seed: What relevance starts from: `logit` or `logprob` of each explained token, or `both`.
-            Where a model is sure of what it says, its log-probability has no slope left, and of
-            planted neurons `both` finds fewer; on the toxicity of SmolLM2 the two were alike.
+            Where a model is sure of what it says, its log-probability has no slope left: `both`
+            finds fewer planted neurons in Llamas, as many in OPTs.
         rank_by: Which of the two `top` goes by.
         protect: Share of the units, those that cost general text most, that is never cut.
         random_seed: Of the method `random`.

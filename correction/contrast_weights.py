@@ -23,7 +23,7 @@ WEIGHT_METHODS = {"lrp": "lrp", "gradient": "gradient-x-activation", "random": "
 """Contrasts that rank weights, by the names of `CONTRASTS`, and the LRP method that they take."""
 
 
-MLPS = ("*mlp*", "*fc*")
+MLP_MATRICES = ("*mlp*", "*fc*")
 """Glob patterns of the linears of MLPs, as the families name them."""
 
 Ranked = tuple[Tensor, Tensor]
@@ -34,8 +34,8 @@ Ranked = tuple[Tensor, Tensor]
 class WeightContrast:
     """Scores of the elements of some weight matrices for one behaviour."""
 
-    first: Mapping[str, Ranked]
-    """By parameter name; all elements, or those among the first of all matrices."""
+    ranked: Mapping[str, Ranked]
+    """By parameter name; of all that were scored, those of the highest scores."""
     n: int
     """How many weights were scored."""
     config: dict[str, Any]
@@ -47,27 +47,24 @@ class WeightContrast:
         Raises:
             ExciseError: There are not as many.
         """
-        return {name: indices.sort().values for name, (indices, _) in self.only(k).first.items()}
+        return {name: indices.sort().values for name, (indices, _) in self.cut(k).ranked.items()}
 
-    def only(self, k: int) -> "WeightContrast":
-        """Return the same without all but the first k weights: small enough to keep.
+    def cut(self, k: int) -> "WeightContrast":
+        """Return the same with no more than the first k weights, which is small enough to keep.
 
         Raises:
             ExciseError: There are not as many.
         """
-        known = sum(len(indices) for indices, _ in self.first.values())
+        known = sum(len(indices) for indices, _ in self.ranked.values())
         if not 1 <= k <= known:
             raise ExciseError(f"k is {k}: there are 1 to {known} weights to choose from")
-        heads = {name: (found[0][:k], found[1][:k]) for name, found in self.first.items()}
-        _, chosen = torch.cat([values for _, values in heads.values()]).topk(k)
-        first, start = {}, 0
-        for name, (indices, values) in heads.items():
-            mine = chosen[(chosen >= start) & (chosen < start + len(values))] - start
-            start += len(values)
-            if len(mine):
-                mine = mine.sort().values  # highest first, as they were
-                first[name] = indices[mine], values[mine]
-        return replace(self, first=first)
+        # no matrix gives more than k, and each is in order: what it gives is a beginning
+        values = [scores[:k] for _, scores in self.ranked.values()]
+        of = torch.arange(len(values)).repeat_interleave(torch.tensor([len(v) for v in values]))
+        counts = of[torch.cat(values).topk(k).indices].bincount(minlength=len(values)).tolist()
+        pairs = zip(self.ranked.items(), counts, strict=True)
+        ranked = {name: (i[:n], scores[:n]) for (name, (i, scores)), n in pairs if n}
+        return replace(self, ranked=ranked)
 
     def edit(self, k: int, factor: float | Literal["own"] = 0.0) -> Edit:
         """Make an edit that scales the first k weights.
@@ -89,12 +86,12 @@ class WeightContrast:
 def weight_contrast(
     model: Any,
     behaviour: BehaviourSet,
-    matrices: Sequence[str] = MLPS,
+    matrices: Sequence[str] = MLP_MATRICES,
     method: str = "lrp",
     *,
     c: float = 0.3,
     seed: str = "logit",
-    most: int | None = None,
+    keep: int = 1_000_000,
     random_seed: int = 0,
     batch_size: int = 8,
     progress: bool = False,
@@ -112,13 +109,13 @@ def weight_contrast(
         method: A name of `WEIGHT_METHODS`.
         c: How much of a matrix's median cost is added to each cost.
         seed: What relevance starts from: `logprob` or `logit`.
-        most: How many of the first are kept, which is enough to cut as many; None keeps all.
+        keep: How many of the first are kept: so many can be cut.
         random_seed: Of the method `random`.
         batch_size: Samples per pass.
         progress: Whether to draw a progress bar on a terminal.
 
     Raises:
-        ExciseError: No pattern matches, or an unknown name.
+        ExciseError: No pattern matches, an unknown name, or `keep` is below 1.
     """
     rules = look_up("contrast of weights", method, WEIGHT_METHODS)
     start = look_up("seed", seed, SEEDS)
@@ -159,9 +156,9 @@ def weight_contrast(
         "random_seed": random_seed if method == "random" else None,
     }
     n = sum(found.numel() for found in scores.values())
-    kept = min(most or n, n)
-    first = {name: _ranked(found, kept) for name, found in scores.items()}
-    return WeightContrast(first, n, config).only(kept)
+    keep = min(keep, n)
+    ranked = {name: _ranked(scores.pop(name), keep) for name in list(scores)}
+    return WeightContrast(ranked, n, config).cut(keep)
 
 
 def _ranked(scores: Tensor, most: int) -> Ranked:

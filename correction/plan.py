@@ -14,7 +14,7 @@ from ..eval.run import forecast
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.run import activation_bytes
 from .contrast_sources import SEEDS
-from .contrast_weights import MLPS, matching
+from .contrast_weights import MLP_MATRICES, matching
 from .learned import PAIRS, TEXTS
 from .material import Material
 
@@ -96,7 +96,7 @@ def attribution_bytes(model: Any, tokens: int, weights: bool, dtype: torch.dtype
     """
     fitter = RelevanceFitter(
         model, SEEDS["logit"], components=() if weights else ("neurons",),
-        weights=matching(model, MLPS) if weights else (),
+        weights=matching(model, MLP_MATRICES) if weights else (),
     )  # fmt: skip
     own = sum(p.nbytes for p in model.parameters())
     share = dtype.itemsize / model.dtype.itemsize

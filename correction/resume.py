@@ -115,16 +115,16 @@ def _unpack_contrast(config: Config, tensors: Tensors) -> Contrast:
 
 def _pack_weights(found: WeightContrast) -> tuple[Config, Tensors]:
     tensors = {}
-    for name, (indices, scores) in found.first.items():
+    for name, (indices, scores) in found.ranked.items():
         tensors |= {f"{name}/indices": indices, f"{name}/scores": scores}
-    return {"n": found.n, "contrast": found.config, "matrices": list(found.first)}, tensors
+    return {"n": found.n, "contrast": found.config, "matrices": list(found.ranked)}, tensors
 
 
 def _unpack_weights(config: Config, tensors: Tensors) -> WeightContrast:
-    first = {
+    ranked = {
         name: (tensors[f"{name}/indices"], tensors[f"{name}/scores"]) for name in config["matrices"]
     }
-    return WeightContrast(first, config["n"], config["contrast"])
+    return WeightContrast(ranked, config["n"], config["contrast"])
 
 
 _SETS = ("undesired", "general", "kept")

@@ -1,8 +1,8 @@
 """Attention under a relevance rule, through transformers' own attention interface.
 
 Two names are registered once, `excise_sdpa` and `excise_eager`. Each runs the original kernel; if
-the calling module is inside a scope, its rule does, with rules around it. Lookup is by module, so
-that a second model which shares the config object of a scoped one computes as ever.
+the calling module is inside a scope, its rule runs the kernel. Lookup is by module, so that a
+second model which shares the config object of a scoped one computes as ever.
 """
 
 import sys

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..core.errors import ExciseError
 from ..core.families import kind_of
 from .attention import ACTIVE
 from .rules import Fire, full_precision
@@ -37,8 +38,11 @@ class DifferenceScope(LRPScope):
     """Put the rules on one model while the `with` block lasts; see `LRPScope`.
 
     Inside, the first half of each batch's rows are prompts and the second half their
-    counterfactuals, row by row and position by position. After a backward pass from the first
-    half's outputs, gradients in the first half are multipliers; those in the second mean nothing.
+    counterfactuals, row by row and position by position, padded alike. After a backward pass from
+    the first half's outputs, gradients in the first half are multipliers; those in the second
+    mean nothing. `audit` says how much of the change each layer has: all of it.
+
+    Enter this scope before hooks are put on the MLPs' last linears: it makes their input anew.
 
     Args:
         model: A causal language model of a supported family.
@@ -46,6 +50,7 @@ class DifferenceScope(LRPScope):
     Raises:
         UnsupportedModelError: The family, or a module's class, has no rule.
         RuleNotFiredError: On leaving: a rule was passed by.
+        ExciseError: In a forward pass: an odd number of rows.
     """
 
     def __init__(self, model: Any):
@@ -57,21 +62,27 @@ class DifferenceScope(LRPScope):
         def hook(handle: Any) -> None:
             undo.callback(handle.remove)
 
+        hook(view.embedding.register_forward_hook(_halves_hook))
         for path, norm in view.modules("rms_norm", "rms_norm_plus_one", "layer_norm"):
             rule = partial(_norm_hook, self._fire(path, "secant norm"))
             hook(norm.register_forward_hook(rule))
         for layer in view.layers:
-            factors: dict[str, Tensor] = {}
+            factors: dict[str, Tensor] | None = {} if view.family.gated else None
             fire = self._fire(view.path(layer.activation), "secant")
             hook(layer.activation.register_forward_hook(partial(_activation_hook, fire, factors)))
-            if view.family.gated:
+            if factors is not None:
+                undo.callback(factors.clear)
                 fire = self._fire(view.path(layer.mlp_out), "mean of the other factor")
                 hook(layer.mlp_in[1].register_forward_hook(partial(_factor_hook, factors)))
                 hook(layer.mlp_out.register_forward_pre_hook(partial(_gate_hook, fire, factors)))
             fire = self._fire(view.path(layer.attention), "secant attention")
             ACTIVE[layer.attention] = DifferenceAttention(fire)
             undo.callback(ACTIVE.pop, layer.attention, None)
-        self._route_attention(undo)
+        self._install_taps(undo)
+
+    def _amount(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return the share of the change that an activation has: all of it, in every layer."""
+        return super()._amount(first_half(x) - second_half(x), first_half(grad))
 
 
 def first_half(x: Tensor) -> Tensor:
@@ -234,8 +245,8 @@ def _log_pattern(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Return logarithms of the attention pattern, -inf where nothing is seen."""
     queries, keys = scores.shape[-2:]
     if mask is None:
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~seen, -torch.inf)
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(~seen.tril(keys - queries), -torch.inf)
     elif mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask[..., :keys], -torch.inf)
     else:
@@ -262,17 +273,27 @@ def _norm_hook(fire: Fire, norm: Any, args: tuple[Tensor, ...], y: Tensor) -> An
 
 
 def _activation_hook(
-    fire: Fire, factors: dict[str, Tensor], module: Any, args: tuple[Tensor, ...], y: Tensor
+    fire: Fire, factors: dict[str, Tensor] | None, module: Any, args: tuple[Tensor, ...], y: Tensor
 ) -> Any:
     if not flows(args[0]):
         return None
     smooth = kind_of(module) != "relu"
-    factors["gate"] = _Activation.apply(args[0], y.detach(), module.forward, smooth, fire)
-    return factors["gate"]
+    activated = _Activation.apply(args[0], y.detach(), module.forward, smooth, fire)
+    if factors is not None:
+        factors["gate"] = activated
+    return activated
 
 
 def _factor_hook(factors: dict[str, Tensor], _linear: Any, _args: Any, y: Tensor) -> None:
-    factors["value"] = y
+    if flows(y):
+        factors["value"] = y
+
+
+def _halves_hook(_embedding: Any, _args: Any, embedded: Tensor) -> None:
+    if len(embedded) % 2:
+        raise ExciseError(
+            f"{len(embedded)} rows are no prompts with as many counterfactuals behind them"
+        )
 
 
 def _gate_hook(

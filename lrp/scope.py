@@ -201,18 +201,23 @@ class LRPScope:
                     continue
                 fire = self._fire(path, "epsilon")
                 hook(linear.register_forward_hook(partial(_epsilon_hook, fire, self.epsilon)))
-        for index, layer in enumerate(view.layers):
-            hook(layer.module.register_forward_pre_hook(partial(_residual_in, self, index)))
-        last = view.layers[-1].module
-        hook(last.register_forward_hook(partial(_residual_out, self, len(view.layers))))
-        self._route_attention(undo)
+        self._install_taps(undo)
 
-    def _route_attention(self, undo: ExitStack) -> None:
-        """Let attention modules ask for their rules."""
-        model = self.view.model
+    def _install_taps(self, undo: ExitStack) -> None:
+        """Add up relevance in the residual stream; let attention modules ask for their rules."""
+        layers, model = self.view.layers, self.view.model
+        for index, layer in enumerate(layers):
+            handle = layer.module.register_forward_pre_hook(partial(_residual_in, self, index))
+            undo.callback(handle.remove)
+        last = partial(_residual_out, self, len(layers))
+        undo.callback(layers[-1].module.register_forward_hook(last).remove)
         before = model.config._attn_implementation
         undo.callback(model.set_attn_implementation, before)
         model.set_attn_implementation(scoped_name(before))
+
+    def _amount(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return the relevance of an activation."""
+        return torch.dot(full_precision(x).flatten(), full_precision(grad).flatten())
 
     def _constant_modules(self) -> Iterator[nn.Module]:
         """Yield the modules that feed only what CP-LRP holds constant: no relevance gets there."""
@@ -247,8 +252,7 @@ class _ResidualTap(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         (x,) = ctx.saved_tensors
-        amount = torch.dot(full_precision(x).flatten(), full_precision(grads[0]).flatten())
-        ctx.scope._keep(ctx.index, amount)
+        ctx.scope._keep(ctx.index, ctx.scope._amount(x, grads[0]))
         return grads[0], None, None
 
 

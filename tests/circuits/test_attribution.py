@@ -119,6 +119,44 @@ def test_edges_out_of_a_node_add_up_to_the_node(
         assert torch.allclose(expand(graph, sample).sum(1)[1:], nodes, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", EDGE_KINDS)
+def test_deeplift_shares_out_the_change_of_the_answer_at_every_cut(
+    doubled: Callable[[str], Any], make_pairs: Callable[..., Pairs], kind: str
+):
+    """Edges into the logits add up to it, those out of a node to the node; alone as in a batch."""
+    model, pairs = doubled(kind), make_pairs()
+    view = ModelView.of(model)
+    graph = Graph.of(view)
+    found = everything(model, pairs, "deeplift")
+    assert found.edges is not None
+    dense = torch.stack([expand(graph, sample) for sample in found.edges])
+    with torch.no_grad():
+        clean, other = (
+            torch.cat([logit_difference(run(view, batch), only_last(batch)) for batch in part])
+            for part in ([collate(pairs.clean)], [collate(_other(pairs))])
+        )
+    change = (clean - other).float()
+    assert torch.allclose(dense[:, :, -1].sum(1), change, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(dense[:, 0].sum(1), change, rtol=1e-4, atol=1e-4)  # the embedding has all
+    assert torch.allclose(dense.sum(2)[:, 1:], found.nodes, atol=1e-4)
+    alone = everything(model, pairs, "deeplift", batch_size=1)
+    assert alone.edges is not None
+    assert torch.allclose(alone.edges, found.edges, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["deeplift", "relp", "eap"])
+@pytest.mark.parametrize("kind", EDGE_KINDS)
+def test_half_precision_is_close(
+    tiny: Callable[..., Any], make_pairs: Callable[..., Pairs], kind: str, method: str
+):
+    found, half = (
+        everything(model, make_pairs(), method) for model in (tiny(kind), tiny(kind).bfloat16())
+    )
+    for name in ("nodes", "neurons", "edges"):
+        one, other = (getattr(part, name).flatten() for part in (found, half))
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.97
+
+
 @pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
 def test_nodes_and_neurons_are_activation_differences_times_autograds_gradients(
     doubled: Callable[[str], Any], make_pairs: Callable[..., Pairs], kind: str

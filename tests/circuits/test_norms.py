@@ -40,6 +40,32 @@ def test_with_a_constant_deviation_parts_of_the_input_share_out_the_output(
     assert torch.allclose(linear.forward(parts).sum(0) + bias, norm(parts.sum(0)), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["llama-mha", "gemma3", "opt"])
+def test_between_two_inputs_the_difference_goes_where_the_outputs_differ(
+    doubled: Callable[[str], Any], kind: str
+):
+    norm = norm_of(doubled(kind))
+    draw = torch.Generator().manual_seed(2)
+    x, other, part, grad = (
+        torch.randn(6, 32, dtype=torch.double, generator=draw) for _ in range(4)
+    )
+    other = 3 * other + 1
+    linear = LinearNorm.between(norm, x, other)
+    tolerance = 1e-12 if kind == "opt" else 1e-5
+    assert torch.allclose(linear.forward(x - other), norm(x) - norm(other), atol=tolerance)
+    pulled: Any
+    _, pulled = torch.autograd.functional.vjp(norm, x, grad)
+    assert torch.allclose(LinearNorm.between(norm, x, x).backward(grad), pulled, atol=tolerance)
+    pushed = (linear.forward(part) * grad).sum()
+    assert torch.allclose(pushed, (part * linear.backward(grad)).sum(), atol=1e-12)
+    large = LinearNorm.between(norm.half(), 60 * x.half(), 60 * other.half())
+    exact = LinearNorm.between(norm, 60 * x, 60 * other)
+    assert large.inverse_std.dtype == torch.half
+    assert large.unit is not None
+    assert exact.unit is not None
+    assert torch.allclose(large.unit.double(), exact.unit.double(), atol=1e-2)
+
+
 def test_backward_is_forward_transposed(doubled: Callable[[str], Any]):
     norm = norm_of(doubled("opt"))
     draw = torch.Generator().manual_seed(0)

@@ -222,7 +222,7 @@ def test_weights_of_a_neuron_add_up_to_it(tiny: Callable[..., Any], kind: str):
     last = "mlp.down_proj" if kind == "llama-gqa" else "fc2"
     found = weight_contrast(model, sets, [f"*{last}"], "gradient", c=1e9)
     neurons = contrast(model, sets, "gradient-difference", protect=0, seed="logit").scores
-    for name, (indices, values) in found.first.items():
+    for name, (indices, values) in found.ranked.items():
         scores = torch.empty_like(values).index_copy_(0, indices, values)
         scores = scores.view(model.get_parameter(name).shape)
         # with a large c every element is divided by about the same
@@ -237,12 +237,12 @@ def test_weights_of_a_neuron_add_up_to_it(tiny: Callable[..., Any], kind: str):
 def test_top_weights_are_the_highest_of_all_matrices(tiny_llama: Any):
     found = weight_contrast(tiny_llama, behaviour())
     top = found.top(50)
-    everything = torch.cat([values for _, values in found.first.values()])
+    everything = torch.cat([values for _, values in found.ranked.values()])
     assert found.n == len(everything)
-    some = found.only(50)
-    kept = torch.cat([values for _, values in some.first.values()])
+    some = found.cut(50)
+    kept = torch.cat([values for _, values in some.ranked.values()])
     assert kept.sort().values.tolist() == everything.sort().values[-50:].tolist()
-    for name, (indices, values) in some.first.items():
+    for name, (indices, values) in some.ranked.items():
         assert values.tolist() == sorted(values.tolist(), reverse=True)
         assert top[name].tolist() == sorted(indices.tolist())
     edit = found.edit(50, 0.5)

@@ -115,7 +115,7 @@ def test_what_was_learned_and_written_is_kept_as_it_was(tiny_opt: Any, tmp_path:
         progress.contrast({"n": 2}, lambda: ranked)
     progress.forget()
     assert list(tmp_path.iterdir()) == []
-    weights = weight_contrast(tiny_opt, sets, most=9)
+    weights = weight_contrast(tiny_opt, sets, keep=9)
     progress.weights(asked, lambda: weights)
     kept = progress.weights(asked, fail)
     assert (kept.n, kept.config) == (weights.n, weights.config)
