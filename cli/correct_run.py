@@ -141,7 +141,8 @@ def plan_text(work: Work, asked: Asked) -> str:
     metrics = [material.target.metric(material.parts.test), work.test_text, *work.others]
     model, dtype = work.loaded.model, asked["attribution_dtype"]
     attribution = attribution_bytes(
-        model, 2 * asked.new_tokens, asked["component"] == WEIGHTS,
+        model, max(2 * asked.new_tokens, 128 if asked["undesired"] else 0),
+        asked["component"] == WEIGHTS,
         torch_dtype(dtype) if dtype else model.dtype,
     )  # fmt: skip
     return described(work.loaded, plan, metrics, material, attribution)
