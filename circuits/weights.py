@@ -16,8 +16,7 @@ from .pairs import Pairs
 
 
 WEIGHT_METHODS = ("lrp", "gradient-x-activation", "activation-norm", "random")
-"""Methods that score weights: the relevance of a weight, the plain gradient times it, Wanda (each
-score replaced by its rank within its row, as Wanda compares), and the control."""
+"""Methods that score weights: relevance, plain gradient times weight, Wanda, the control."""
 
 
 def check_weight_method(method: str) -> None:
@@ -45,14 +44,18 @@ def weight_scores(
         seed: Of the method `random`.
 
     Returns:
-        Means over prompts, float32 on the CPU, all matrices one after the other in model order.
+        Ranks within rows, between 0 and 1, as Wanda compares: of the mean over prompts of what
+        each prompt says in size, since relevance of both signs is needed, and of Wanda's scores.
+        Uniform numbers of `random`. float32 on the CPU, all matrices one after the other in model
+        order.
     """
     check_weight_method(method)
-    fitter = RelevanceFitter(model, "logit-difference", method, (), ("*",), seed=seed)
+    aggregate = "signed" if method in ("activation-norm", "random") else "abs"
+    fitter = RelevanceFitter(model, "logit-difference", method, (), ("*",), aggregate, seed=seed)
     for batch in batches(pairs.clean, batch_size):
         fitter.update(batch)
     found = fitter.result().weights.values()
-    if method == "activation-norm":
+    if method != "random":
         found = map(_row_ranks, found)
     return torch.cat([scores.flatten().cpu() for scores in found])
 
