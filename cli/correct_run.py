@@ -97,8 +97,9 @@ def prepared(loaded: Loaded, asked: Asked) -> Work:
         material = from_prompts(loaded, judged("toxicity"), parts, written, texts)
     window, n = asked["window"], asked["windows"]
     source = str(asked["perplexity"])
-    select = Perplexity(texts.selection, "window", window, -(-n // 2), source=source)
-    test = Perplexity(material.texts.test, "window", window, n, source=source)
+    shared: dict[str, Any] = {"protocol": "window", "window": window, "source": source}
+    select = Perplexity(texts.selection, limit=-(-n // 2), spread=True, **shared)
+    test = Perplexity(material.texts.test, limit=n, spread=True, **shared)
     others = [identity_likelihood(loaded.tokenizer), *_tasks(loaded, asked)]
     if material.target.judge.outcome != "repetition":
         others.insert(0, Repetition(batch_size=64))

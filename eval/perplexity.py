@@ -147,6 +147,8 @@ class Perplexity(Metric):
     batch_size: int | None = None
     """Windows per pass; by default as many as make about 2,048 tokens."""
     source: str = "text"
+    spread: bool = False
+    """Whether `limit` takes units from all over the text; the first ones may be of one article."""
     name: str = field(default="perplexity", init=False)
 
     def __post_init__(self):
@@ -165,8 +167,9 @@ class Perplexity(Metric):
             "stride": f"joined text, window={self.window}, stride {self.window // 2}",
             "document": f"each document behind BOS, window={self.window}, rolling",
         }[self.protocol]
+        spread = ", spread over the text" if self.spread else ""
         return Plan(
-            protocol=f"{self.protocol}: {how}",
+            protocol=f"{self.protocol}: {how}{spread}",
             units=tuple(unit.hash for unit in units),
             inputs=units,
             identity={"pieces": _fingerprint(units)},
@@ -191,6 +194,8 @@ class Perplexity(Metric):
         if not units:
             n = sum(len(tokenizer(text, verbose=False)["input_ids"]) for text in self.documents)
             raise ExciseError(f"the text has {n} tokens, less than one window of {self.window}")
+        if self.spread and self.limit is not None and self.limit < len(units):
+            return [units[i * len(units) // self.limit] for i in range(self.limit)]
         return units[: self.limit]
 
     def _batch(self) -> int:

@@ -265,6 +265,22 @@ def test_the_function(tiny_llama: Any, tiny_tokenizer: Any):
     assert few.value == pytest.approx(short.value, rel=1e-6)
 
 
+def test_windows_are_spread_over_the_text_where_that_is_asked(tiny_llama: Any, tiny_tokenizer: Any):
+    loaded = Loaded(tiny_llama, tiny_tokenizer, "")
+    text = text_of(300)
+
+    def planned(**options: Any) -> Any:
+        return Perplexity([text], window=20, **options).plan(loaded)
+
+    whole, few = planned(), planned(limit=4, spread=True)
+    n = len(whole.units)
+    assert n > 8
+    assert few.units == tuple(whole.units[i * n // 4] for i in range(4))
+    assert "spread" in few.protocol
+    assert planned(limit=n + 1, spread=True).units == whole.units
+    assert planned(limit=4).units == whole.units[:4]
+
+
 @pytest.mark.parametrize(
     ("words", "how", "named"),
     [
