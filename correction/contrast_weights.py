@@ -47,9 +47,11 @@ class WeightContrast:
         Raises:
             ExciseError: There are not as many.
         """
-        return {name: indices.sort().values for name, (indices, _) in self.cut(k).ranked.items()}
+        return {
+            name: indices.sort().values for name, (indices, _) in self.leading(k).ranked.items()
+        }
 
-    def cut(self, k: int) -> "WeightContrast":
+    def leading(self, k: int) -> "WeightContrast":
         """Return the same with no more than the first k weights, which is small enough to keep.
 
         Raises:
@@ -158,7 +160,7 @@ def weight_contrast(
     n = sum(found.numel() for found in scores.values())
     keep = min(keep, n)
     ranked = {name: _ranked(scores.pop(name), keep) for name in list(scores)}
-    return WeightContrast(ranked, n, config).cut(keep)
+    return WeightContrast(ranked, n, config).leading(keep)
 
 
 def _ranked(scores: Tensor, most: int) -> Ranked:

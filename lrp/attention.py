@@ -33,22 +33,17 @@ class AttentionRule:
     constant_pattern: bool
     fire: Fire
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Attach the rule to queries, keys and values (batch, heads, seq, head_dim)."""
-        if self.constant_pattern:
-            return q.detach(), k.detach(), ShareRule.apply(v, 1.0, self.fire)
-        return (
-            ShareRule.apply(q, 0.25, self.fire),
-            ShareRule.apply(k, 0.25, self.fire),
-            ShareRule.apply(v, 0.5, self.fire),
-        )
-
     def attend(
         self, kernel: Any, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any,
         **options: Any,
     ) -> Any:  # fmt: skip
-        """Run the kernel on queries, keys and values that have passed the rule."""
-        return kernel(module, *self(q, k, v), *args, **options)
+        """Run the kernel with the rule on queries, keys and values (batch, heads, seq, size)."""
+        if self.constant_pattern:
+            q, k, v = q.detach(), k.detach(), ShareRule.apply(v, 1.0, self.fire)
+        else:
+            q, k = (ShareRule.apply(x, 0.25, self.fire) for x in (q, k))
+            v = ShareRule.apply(v, 0.5, self.fire)
+        return kernel(module, q, k, v, *args, **options)
 
 
 class AttendsByRule(Protocol):

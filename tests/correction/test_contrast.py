@@ -239,7 +239,7 @@ def test_top_weights_are_the_highest_of_all_matrices(tiny_llama: Any):
     top = found.top(50)
     everything = torch.cat([values for _, values in found.ranked.values()])
     assert found.n == len(everything)
-    some = found.cut(50)
+    some = found.leading(50)
     kept = torch.cat([values for _, values in some.ranked.values()])
     assert kept.sort().values.tolist() == everything.sort().values[-50:].tolist()
     for name, (indices, values) in some.ranked.items():

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from excise.viz.circuit_data import (
     Metric,
     Node,
 )
+from excise.viz.text import MINUS
 
 
 BROWSER = next(
@@ -230,6 +232,33 @@ class Chromium:
         x, y = self.place(selector)
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         self.settle()
+
+    def number(self, expression: str) -> float:
+        """A printed number."""
+        return float(self.run(expression).replace(MINUS, "-"))
+
+    def exported(self, kind: str) -> bytes:
+        """What a button of the circuit page saves."""
+        path = self.folder / f"circuit.{kind}"
+        path.unlink(missing_ok=True)
+        self.click(f"[data-export={kind}]")
+        for _ in range(100):
+            if path.exists():
+                return path.read_bytes()
+            self.settle()
+            time.sleep(0.05)
+        raise AssertionError(f"no {path.name} was saved")
+
+    def painted(self) -> int:
+        """How many pixels of the canvas are not empty."""
+        return self.run(
+            "(() => { const from = document.querySelector('canvas');"
+            "const c = new OffscreenCanvas(from.width, from.height);"
+            "const context = c.getContext('2d', {willReadFrequently: true});"
+            "context.drawImage(from, 0, 0); let n = 0;"
+            "const d = context.getImageData(0, 0, c.width, c.height).data;"
+            "for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; })()"
+        )
 
     def press(self, *keys: str) -> None:
         """Keys by name, such as `ArrowLeft` and `Enter`."""

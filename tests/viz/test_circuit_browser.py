@@ -3,7 +3,6 @@
 import json
 import re
 import struct
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +14,6 @@ from excise.viz.circuit_data import CircuitPicture, EdgeRow, Example, Node
 from excise.viz.circuit_layout import Layout
 from excise.viz.circuit_page import circuit_page, circuit_svg
 from excise.viz.page import write_page
-from excise.viz.text import MINUS
 
 
 Make = Callable[..., CircuitPicture]
@@ -80,37 +78,8 @@ def _alone(picture: CircuitPicture, edge: Any) -> list[int]:
     return readers if len(readers) == 1 else []
 
 
-def exported(tab: Browser, kind: str) -> bytes:
-    path = tab.folder / f"circuit.{kind}"
-    path.unlink(missing_ok=True)
-    tab.click(f"[data-export={kind}]")
-    for _ in range(100):
-        if path.exists():
-            return path.read_bytes()
-        tab.settle()
-        time.sleep(0.05)
-    raise AssertionError(f"no {path.name} was saved")
-
-
 def node(name: str) -> str:
     return f".node[aria-label^='{name},'] .body"
-
-
-def value(tab: Browser, expression: str) -> float:
-    """A printed number."""
-    return float(tab.run(expression).replace(MINUS, "-"))
-
-
-def painted(tab: Browser) -> int:
-    """How many pixels of the canvas are not empty."""
-    return tab.run(
-        "(() => { const from = document.querySelector('canvas');"
-        "const c = new OffscreenCanvas(from.width, from.height);"
-        "const context = c.getContext('2d', {willReadFrequently: true});"
-        "context.drawImage(from, 0, 0); let n = 0;"
-        "const d = context.getImageData(0, 0, c.width, c.height).data;"
-        "for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; })()"
-    )
 
 
 def test_it_starts_as_the_circuit_that_was_found(tab: Browser, picture: CircuitPicture):
@@ -118,23 +87,23 @@ def test_it_starts_as_the_circuit_that_was_found(tab: Browser, picture: CircuitP
     assert tab.run("document.querySelector('#circuit-count').textContent").startswith("30 of ")
     assert tab.run("document.querySelectorAll('[data-live][hidden]').length") == 0
     assert tab.run("document.querySelectorAll('[data-still]:not([hidden])').length") == 0
-    assert painted(tab) > 1000
+    assert tab.painted() > 1000
 
 
 def test_the_slider_by_keys_changes_the_circuit(tab: Browser, picture: CircuitPicture):
-    before = painted(tab)
+    before = tab.painted()
     tab.run("document.querySelector('#circuit-size').focus()")
     tab.press("ArrowLeft", "ArrowLeft", "ArrowLeft")
     size = int(tab.run("document.querySelector('#circuit-count').textContent").split()[0])
     assert size < 30
-    assert painted(tab) < before
-    saved = json.loads(exported(tab, "json"))
+    assert tab.painted() < before
+    saved = json.loads(tab.exported("json"))
     wanted = [(picture.nodes[e.source].name, picture.end_of(e)) for e in top(picture, size)]
     assert [(edge["source"], edge["target"]) for edge in saved["edges"]] == wanted
     tab.run("document.querySelector('#circuit-size').focus()")
     tab.press("End")
     assert tab.run(f"{SHOWN}.length") == sum(n.counts for n in picture.nodes)
-    assert painted(tab) > before
+    assert tab.painted() > before
     measured = max(picture.curve, key=lambda point: point.size)
     words = tab.run("document.querySelector('#circuit-faith').textContent")
     assert f"{measured.faithfulness:.2g}" in words
@@ -167,7 +136,7 @@ def test_a_click_pins_and_only_paths_through_it_stay(tab: Browser, picture: Circ
     assert set(tab.run(LIT)) < set(tab.run(NAMES))
     assert tab.run("document.querySelector('#circuit-detail h3').textContent") == name
     assert tab.run("document.querySelectorAll('[aria-pressed=true].node').length") == 1
-    saved = json.loads(exported(tab, "json"))
+    saved = json.loads(tab.exported("json"))
     assert saved["pinned"] == name
     assert {one["name"] for one in saved["nodes"]} == wanted | (bars & wanted)
     tab.click(node(name))
@@ -210,12 +179,12 @@ def test_arrow_keys_walk_and_enter_pins(tab: Browser, picture: CircuitPicture):
 
 def test_filters_hide_nodes_and_edges(tab: Browser, picture: CircuitPicture):
     tab.click("[data-show=negative]")
-    saved = json.loads(exported(tab, "json"))
+    saved = json.loads(tab.exported("json"))
     assert [e["score"] > 0 for e in saved["edges"]] == [True] * sum(
         edge.kept and edge.score > 0 for edge in picture.edges
     )
     tab.click("[data-show=to-q]")
-    saved = json.loads(exported(tab, "json"))
+    saved = json.loads(tab.exported("json"))
     assert "q" not in {edge["reads"] for edge in saved["edges"]}
     tab.click("[data-show=mlp]")
     assert not [name for name in tab.run(NAMES) if name.startswith("m")]
@@ -268,10 +237,10 @@ def test_tables_sort_and_hold_few_elements(chromium: Browser, make_picture: Make
     assert chromium.run("document.querySelectorAll('#circuit-rows tbody tr').length") < 200
     first = "document.querySelector('#circuit-rows tbody tr:not(.spacer)').children[2].textContent"
     wanted = top(picture, 1)[0].score
-    assert value(chromium, first) == pytest.approx(wanted, rel=1e-3)
+    assert chromium.number(first) == pytest.approx(wanted, rel=1e-3)
     chromium.click("#circuit-rows th:nth-child(3) button")
     wanted = min(edge.score for edge in picture.edges if edge.kept)
-    assert value(chromium, first) == pytest.approx(wanted, rel=1e-3)
+    assert chromium.number(first) == pytest.approx(wanted, rel=1e-3)
     assert (
         chromium.run("document.querySelector('#circuit-rows [aria-sort=ascending]').textContent")
         == "score"
@@ -281,12 +250,12 @@ def test_tables_sort_and_hold_few_elements(chromium: Browser, make_picture: Make
     wanted = max(edge.score for edge in picture.edges if edge.kept)
     last = first.replace("querySelector('#circuit-rows tbody tr:not(.spacer)')",
                          "querySelector('#circuit-rows tbody tr:nth-last-child(2)')")  # fmt: skip
-    assert value(chromium, last) == pytest.approx(wanted, rel=1e-3)
+    assert chromium.number(last) == pytest.approx(wanted, rel=1e-3)
     assert chromium.complaints() == []
 
 
 def test_the_saved_svg_is_the_still_one(tab: Browser, picture: CircuitPicture):
-    saved = ET.fromstring(exported(tab, "svg"))
+    saved = ET.fromstring(tab.exported("svg"))
 
     def curves(root: ET.Element) -> list[list[float]]:
         (group,) = [e for e in root.iter() if e.get("class") == "edges"]
@@ -305,7 +274,7 @@ def test_the_saved_svg_is_the_still_one(tab: Browser, picture: CircuitPicture):
 
 
 def test_the_saved_png_has_twice_the_size_of_the_graph(tab: Browser, picture: CircuitPicture):
-    png = exported(tab, "png")
+    png = tab.exported("png")
     width, height = struct.unpack(">II", png[16:24])
     layout = Layout(picture)
     assert (width, height) == (2 * layout.width, 2 * layout.height)
@@ -328,7 +297,7 @@ def test_dark_mode_changes_paper_and_edges(tab: Browser):
 def test_no_width_makes_the_page_scroll_sideways(chromium: Browser, file: Path, wide: int):
     chromium.open(file, wide=wide)
     assert chromium.run("document.documentElement.scrollWidth") <= wide
-    assert painted(chromium) > 500
+    assert chromium.painted() > 500
 
 
 def test_hostile_names_and_tokens_stay_text(
@@ -348,7 +317,7 @@ def test_hostile_names_and_tokens_stay_text(
     chromium.run("document.querySelector('.xk-list button').click()")
     chromium.settle()
     chromium.hover(".node .body")
-    exported(chromium, "svg")
+    chromium.exported("svg")
     assert chromium.run("document.querySelectorAll('img, iframe').length") == 0
     assert chromium.run("document.title") == HOSTILE
     assert chromium.run("document.querySelector('#circuit-detail h3').textContent").startswith(
@@ -370,11 +339,11 @@ def test_all_edges_of_a_model_are_drawn_at_once(
 ):
     picture = make_picture(12, 12, 4, 300, "edges", intervals=False)
     chromium.open(write_page(tmp_path / "big.html", circuit_page(picture)))
-    before = painted(chromium)
+    before = chromium.painted()
     chromium.run("document.querySelector('#circuit-size').focus()")
     chromium.press("End")
     assert chromium.run("document.querySelector('#circuit-count').textContent").startswith("18,571")
-    assert painted(chromium) > 1.5 * before
+    assert chromium.painted() > 1.5 * before
     spent = chromium.run("performance.getEntriesByName('circuit-draw').map(e => e.duration)")
     assert min(spent[-1:]) < 1000  # 20 ms on a quiet machine; this one may be anything but
     assert chromium.complaints() == []
@@ -419,7 +388,7 @@ def test_a_shared_key_leads_to_the_head_that_is_in_the_circuit(chromium: Browser
     chromium.open(write_page(tmp_path / "shared.html", circuit_page(picture)))
     assert chromium.run(NAMES) == ["a0.h0", "a1.h1"]
     chromium.click(node("a0.h0"))
-    saved = json.loads(exported(chromium, "json"))
+    saved = json.loads(chromium.exported("json"))
     assert [one["name"] for one in saved["nodes"]] == ["input", "a0.h0", "a1.h1", "logits"]
     assert [one["target"] for one in saved["edges"]] == ["a0.h0 q", "a1.h0 … a1.h1 k", "logits"]
     chromium.press("Escape")
