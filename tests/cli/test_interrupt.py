@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ RelevanceFitter.update = interrupted_in_the_middle
 main()
 """
 """A run that gets a SIGINT at the eighth sample, which it finishes: no timing involved."""
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let children hear Ctrl-C, which a shell's background jobs and their children ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def arguments(model: Path, out: Path, samples: int, *more: str) -> list[str]:
