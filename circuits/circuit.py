@@ -11,18 +11,48 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.artefact import read_artefact, write_artefact
+from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError
+from ..core.escape import markdown
 from ..core.identity import model_hash
+from ..core.schema import NUMBER, TEXT, Array, Kind, check_tensors, maybe, one_of, whole
 from .faithfulness import jaccard
 from .graph import Edge, Graph, Writer, name
-from .levels import Level, Shape, get_level
+from .levels import LEVELS, RANKS, Level, Shape, get_level
 
 
 RESAMPLES = 200
 """Bootstrap draws of the samples behind bounds and stability."""
 
-_KEYS = ("model", "model_hash", "shape", "task", "method", "level", "ablation", "metrics")
+_BOUND = maybe(Kind("a number", lambda value: type(value) in (int, float)))
+_METRIC = {"value?": _BOUND, "ci?": (_BOUND, _BOUND)}
+_POINT = {"size": whole(), "value": NUMBER, "ci": (_BOUND, _BOUND), "random?": maybe(NUMBER)}
+
+CONFIG = {
+    **dict.fromkeys(("model", "model_hash", "task", "method", "ablation"), TEXT),
+    "shape": (whole(1, 2048), whole(1, 2048), whole(1, 2048), whole(1, 2**24)),
+    "matrices?": [(TEXT, whole(1))],
+    "level": one_of(LEVELS),
+    "rank": one_of(RANKS),
+    "samples": {"*": whole()},
+    "data": {"*": TEXT},
+    "warnings": [TEXT],
+    "metrics": {
+        "faithfulness": {"value": NUMBER, "ci": (_BOUND, _BOUND)},
+        "ablations": {"*": _METRIC},
+        "curves": {rank: [_POINT] for rank in RANKS},
+        "random": _METRIC,
+        "*": _METRIC,
+    },
+    "examples?": [{"tokens": [TEXT], "answer": TEXT, "attention": {"*": [[NUMBER]]}}],
+}
+"""What a circuit folder's config has to say."""
+
+WRITERS = 20_000
+"""Heads and MLPs of a model at most: a table of all edges between them still fits into memory."""
+
+
+_BOUNDS = ("mean", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -186,8 +216,9 @@ class Circuit:
             for key, tensor in vars(found).items():
                 tensors[f"{level}/{key}"] = tensor
         readme = (
-            f"# A circuit for {self.config['task']}\n\n{self}\n\nMade by excise. Open "
-            f"`circuit.html`, or look at it with `excise show {Path(path).name}`.\n"
+            f"# A circuit for {markdown(self.config['task'])}\n\n{markdown(self)}\n\nMade by "
+            "excise. Open `circuit.html`, or look at it with `excise show "
+            f"{markdown(Path(path).name)}`.\n"
         )
         more = {"circuit.html": circuit_html(self)} if page else {}
         config = {**self.config, "examples": self.examples}
@@ -200,26 +231,27 @@ class Circuit:
         Raises:
             ExciseError: Missing, damaged or of another kind.
         """
-        config, tensors = read_artefact(path, "circuit")
-        damaged = ExciseError(f"{path} is damaged: find the circuit again")
-        if any(key not in config for key in _KEYS) or "in_circuit" not in tensors:
-            raise damaged
-        try:
-            scores = {
-                level: Scores(*(tensors[f"{level}/{key}"] for key in ("mean", "low", "high")))
-                for level in sorted({name.split("/")[0] for name in tensors} - {"in_circuit"})
-            }
-            examples = config.pop("examples", [])
-            circuit = cls(config, tensors["in_circuit"], scores, examples)
-            n = circuit.level.count(circuit.shape)
-            bits = np.unpackbits(circuit.in_circuit.numpy(), count=n).astype(bool)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged from error
-        if len(circuit.in_circuit) != -(-n // 8) or any(
-            not bool(found.mean.isfinite().all()) for found in scores.values()
-        ):
-            raise damaged
-        return replace(circuit, in_circuit=torch.from_numpy(bits))
+        config, tensors = read_artefact(path, "circuit", CONFIG)
+        examples = config.pop("examples", [])
+        with damage(path):
+            layers, heads, groups, _ = config["shape"]
+            if heads % groups or layers * (heads + 1) > WRITERS:
+                raise ExciseError(f"no model has the shape {config['shape']}")
+            circuit = cls(config, tensors.get("in_circuit", torch.empty(0)), {}, examples)
+            n = circuit.level.count(circuit.shape)  # counted, and nothing of that size made
+            arrays, sizes = {"in_circuit": Array("bits", "bytes")}, {"bytes": -(-n // 8)}
+            for level in sorted({name.split("/")[0] for name in tensors} - {"in_circuit"}):
+                sizes[level] = get_level(level).count(circuit.shape)
+                arrays |= {f"{level}/{key}": Array("float", level) for key in _BOUNDS}
+            check_tensors(tensors, arrays, sizes)
+        bits = np.unpackbits(tensors["in_circuit"].numpy(), count=n).astype(bool)
+        scores = {
+            level: Scores(*(tensors[f"{level}/{key}"] for key in _BOUNDS))
+            for level in sizes.keys() - {"bytes"}
+        }
+        return replace(
+            circuit, in_circuit=torch.from_numpy(bits), scores=dict(sorted(scores.items()))
+        )
 
     def _repr_html_(self) -> str:
         """Draw the circuit in a notebook."""

@@ -126,7 +126,7 @@ LEVELS: dict[str, Level] = {
             lambda _shape, found: _with_mlps(found.heads, found),
             _nodes,
             lambda _shape, kept: _flat_nodes(kept),
-            lambda shape: len(shape.graph.writers) - 1,
+            lambda shape: shape.graph.n_layers * (shape.graph.n_heads + 1),
             lambda shape: _kinds_by_layer(shape, shape.graph.n_heads),
             lambda shape: [name(writer) for writer in shape.graph.writers[1:]],
         ),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..circuits.tasks import TASKS, get_task
-from ..core.data import read_text
 from ..core.errors import ExciseError, look_up
 from ..core.loading import DTYPES
+from ..core.reading import read_text
 from ..correction.behaviour import read_general
 from ..correction.contrast import COMPONENTS, CONTRASTS
 from ..correction.contrast_weights import WEIGHT_METHODS

@@ -115,7 +115,8 @@ class Source:
     def check(self) -> None:
         """Refuse a missing or broken source before a model is loaded."""
         from ..circuits.tasks import get_task
-        from ..core.data import read_prompts, read_text
+        from ..core.data import read_prompts
+        from ..core.reading import read_text
 
         if self.kind in ("text", "prompts"):
             (read_text if self.kind == "text" else read_prompts)(self.name)
@@ -145,7 +146,8 @@ class Source:
         return [text_hash(prompt.clean) for prompt in self._prompts(tokenizer)]
 
     def _texts(self) -> list[str]:
-        from ..core.data import dataset_text, read_text
+        from ..core.data import dataset_text
+        from ..core.reading import read_text
 
         # documents: enough for n samples of most texts
         return (

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from safetensors import SafetensorError
 
-from .errors import ExciseError
+from .errors import ExciseError, shown
+from .reading import as_path, read_json
+from .schema import Shape, check
 
 
 if TYPE_CHECKING:
@@ -183,8 +185,15 @@ def write_artefact(
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def read_artefact(path: str | Path, kind: str) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+def read_artefact(
+    path: str | Path, kind: str, shape: Shape | None = None
+) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     """Read such a folder back.
+
+    Args:
+        path: The folder.
+        kind: What it must be.
+        shape: What its config must hold; see `schema`.
 
     Raises:
         ExciseError: No such folder, another kind, a newer schema, or a broken file.
@@ -193,17 +202,35 @@ def read_artefact(path: str | Path, kind: str) -> "tuple[dict[str, Any], dict[st
 
     config = read_config(path)
     if config.get("kind") != kind:
-        found = config.get("kind") or f"a {config.get('model_type', 'model')} checkpoint"
+        found = shown(config.get("kind") or f"a {config.get('model_type', 'model')} checkpoint")[
+            1:-1
+        ]
         raise ExciseError(f"{path} holds {found}, and {kind} is needed")
     schema = config.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if type(schema) is not int or schema > SCHEMA:
         raise ExciseError(
-            f"{path} has schema {schema!r} and this excise reads up to {SCHEMA}: upgrade"
+            f"{path} has schema {shown(schema)} and this excise reads up to {SCHEMA}: upgrade"
         )
+    if shape is not None:
+        with damage(path):
+            check(config, shape, "config.json")
     try:
         return config, load_file(Path(path) / f"{kind}.safetensors")
     except (OSError, SafetensorError) as error:
         raise ExciseError(f"{path} is damaged ({error}): make it again") from error
+
+
+@contextmanager
+def damage(path: str | Path) -> Iterator[None]:
+    """Say of everything that a check of an artefact finds whose fault it is, and the way out.
+
+    Raises:
+        ExciseError: As inside, with the folder.
+    """
+    try:
+        yield
+    except ExciseError as error:
+        raise ExciseError(f"{path} is damaged ({error}): make or get it again") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -212,12 +239,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ExciseError: No folder, no config, or no JSON in it.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_dir():
         raise ExciseError(f"no folder at {path}: give the folder that a verb wrote with -o")
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # no file, no UTF-8, no JSON
+        config = read_json(path / "config.json")
+    except ExciseError as error:
         raise ExciseError(f"{path} has no readable config.json: {error}") from error
     if not isinstance(config, dict):
         raise ExciseError(f"{path} has no readable config.json: it holds no JSON object")

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ExciseError, first_line, unknown_name
+from .errors import ExciseError, first_line, shown, unknown_name
+from .reading import lines_of, parse_json, read_text
 
 
 if TYPE_CHECKING:
@@ -132,45 +133,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         ExciseError: Missing or empty file, broken JSON, unknown or missing key; names the line.
     """
     prompts = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(read_text(path)):
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ExciseError(f"{where} is no JSON: {error}") from error
+        row = parse_json(line, where)
         if not isinstance(row, dict) or not isinstance(row.get("clean"), str) or not row["clean"]:
             raise ExciseError(
-                f'{where}: a row needs {{"clean": "some text", ...}}, got {line[:80]}'
+                f'{where}: a row needs {{"clean": "some text", ...}}, got {shown(line)[1:-1]}'
             )
         if unknown := sorted(set(row) - set(Prompt.__dataclass_fields__)):
             raise ExciseError(f"{where}: {unknown_name('key', unknown[0], Prompt.__annotations__)}")
         fields: dict[str, Any] = {key: row.get(key) for key in Prompt.__dataclass_fields__}
         if bad := [key for key, value in fields.items() if not isinstance(value, str | None)]:
-            raise ExciseError(f"{where}: {bad[0]!r} is {fields[bad[0]]!r}, and should be text")
+            raise ExciseError(f"{where}: {bad[0]!r} is {shown(fields[bad[0]])}, and should be text")
         prompts.append(Prompt(**fields))
     if not prompts:
         raise ExciseError(f"{path} holds no prompts: write one JSON object per line")
     return prompts
-
-
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        ExciseError: It does not exist, is a folder, is no UTF-8 text, or holds only white space.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ExciseError(f"no file at {path}: give the path of a text file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ExciseError(f"{path} is no UTF-8 text (byte {error.start}): convert it") from error
-    if not text.strip():
-        raise ExciseError(f"{path} is empty: give a file with text in it")
-    return text
 
 
 def dataset_text(name: str, limit: int | None = None, keys: Sequence[str] = ("text",)) -> list[str]:
@@ -270,7 +248,7 @@ def answer_tokens(tokenizer: Any, text: str, prompt: str = "the") -> list[int]:
     whole = tokenizer(prompt + as_continuation(text))["input_ids"]
     if whole[: len(head)] != head:
         raise ExciseError(
-            f"the tokens of {prompt[-40:]!r} change when {text!r} follows: "
+            f"the tokens of {prompt[-40:]!r} change when {shown(text)} follows: "
             "end the prompt with a whole word, without white space behind it"
         )
     return whole[len(head) :]
@@ -286,12 +264,12 @@ def single_token(tokenizer: Any, text: str | None, prompt: str = "the") -> int |
         return None
     ids = answer_tokens(tokenizer, text, prompt)
     if ids == [tokenizer.unk_token_id]:
-        raise ExciseError(f"answer {text!r} is unknown to the tokenizer: choose another word")
+        raise ExciseError(f"answer {shown(text)} is unknown to the tokenizer: choose another word")
     if len(ids) != 1:
         pieces = tokenizer.convert_ids_to_tokens(ids)
         raise ExciseError(
-            f"answer {text!r} is {len(ids)} tokens {pieces} and one is needed: choose another "
-            "word, or explain the whole answer with --target continuation"
+            f"answer {shown(text)} is {len(ids)} tokens {shown(pieces)} and one is needed: choose "
+            "another word, or explain the whole answer with --target continuation"
         )
     return ids[0]
 

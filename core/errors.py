@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from reprlib import Repr
+from typing import Any, TypeVar
 
 
 Entry = TypeVar("Entry")
@@ -32,9 +33,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ExciseError:
         An error that lists near misses first, then all names.
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=2)
+    near = get_close_matches(name[:200], names, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return ExciseError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+    return ExciseError(f"unknown {kind} {shown(name)}: {hint}known are {', '.join(names)}")
 
 
 def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
@@ -51,3 +52,17 @@ def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
 def first_line(error: BaseException) -> str:
     """Return the beginning of what a foreign error says, for one of our own lines."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """Return a value for a message: as `repr`, and never longer than a reader wants to read.
+
+    Args:
+        value: Whatever was found where something else should be.
+        most: Characters of a text.
+    """
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = most
+    short.maxdict = short.maxlist = short.maxtuple = short.maxset = 4
+    short.maxlevel = 3
+    return short.repr(value)

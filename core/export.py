@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .artefact import whole_folder
-from .errors import ExciseError, first_line
+from .errors import ExciseError
 from .loading import Loaded
+from .reading import read_json
 
 
 RECIPE = "excise.json"
@@ -73,9 +74,5 @@ def read_recipes(folder: str | Path) -> dict[str, Any]:
     for part in (folder, *sorted(folder.glob(f"{EDITS}/*"))):
         for path in (part / name for name in (RECIPE, "config.json", SEEN)):
             if path.is_file():
-                try:
-                    content = json.loads(path.read_text(encoding="utf-8"))
-                except ValueError as error:  # no UTF-8, no JSON
-                    raise ExciseError(f"{path} cannot be read: {first_line(error)}") from error
-                found[str(path.relative_to(folder))] = content
+                found[str(path.relative_to(folder))] = read_json(path)
     return found

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from .artefact import read_config, whole_folder
 from .errors import ExciseError, first_line
+from .reading import as_path
 
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def load_model(
     from .offload import load_offloaded
 
     options = options or LoadOptions()
+    as_path(name)
     if name != EMBEDDED and get_close_matches(name, [EMBEDDED]) and not Path(name).exists():
         raise ExciseError(f"no model {name!r}: did you mean {EMBEDDED!r}?")
     if (path := Path(name)).suffix == ".gguf":
@@ -311,7 +313,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     """
     if name == EMBEDDED:
         return converted_gguf(embedded_gguf())
-    if (path := Path(name)).suffix == ".gguf":
+    if (path := as_path(name)).suffix == ".gguf":
         return converted_gguf(path)
     if path.is_dir():
         return path

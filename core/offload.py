@@ -8,7 +8,6 @@ The files have no names any more once they are mapped, so the system frees them 
 however it ends.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artefact import scratch_folder
 from .errors import ExciseError
+from .reading import shard_names
 
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def _files(source: str, revision: str | None) -> list[str]:
         return [whole]
     if not (index := cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **options)):
         raise ExciseError(f"{source} has no safetensors, which --offload reads: leave it out")
-    shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    return [str(cached_file(source, shard, revision=revision)) for shard in shards]
+    return [str(cached_file(source, shard, revision=revision)) for shard in shard_names(index)]
 
 
 def _tensors(files: list[str]) -> Iterator[tuple[str, "Tensor"]]:

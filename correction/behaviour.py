@@ -1,8 +1,5 @@
 """What a model should not do, as data: undesired and general samples, and what confounds them."""
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..core.data import Sample, encode_texts, read_text
+from ..core.data import Sample, encode_texts
 from ..core.errors import ExciseError
+from ..core.reading import lines_of, parse_json, read_text, tsv_rows
 
 
 PLAIN_SAMPLES = 256
@@ -229,7 +227,7 @@ def _distance(one: Sequence[Sample], two: Sequence[Sample]) -> float:
 def _rows(path: Path) -> list[dict[str, str]]:
     """Return rows of `prompt`, `undesired` and, where they are pairs, `neutral`."""
     text = read_text(path)
-    lines = [(i, x) for i, x in enumerate(text.split("\n"), 1) if x.strip()]
+    lines = lines_of(text)
     if path.suffix == ".tsv":
         rows = _tsv_rows(path, text)
     elif path.suffix == ".jsonl":
@@ -244,26 +242,20 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _tsv_rows(path: Path, text: str) -> list[dict[str, str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")  # cells may be quoted
     rows = []
-    for cells in reader:
-        if reader.line_num == 1 and cells and cells[0].strip().casefold() in _HEADERS:
+    for number, cells in tsv_rows(text, path):
+        if number == 1 and cells and cells[0].strip().casefold() in _HEADERS:
             continue
         first, second = (cell.strip() for cell in (*cells, "", "")[:2])
         if bool(first) != bool(second):
-            raise ExciseError(
-                f"{path}, line {reader.line_num}: needs two texts with a tab between them"
-            )
+            raise ExciseError(f"{path}, line {number}: needs two texts with a tab between them")
         if first:
             rows.append({"prompt": "", "undesired": first, "neutral": second})
     return rows
 
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, str]:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ExciseError(f"{path}, line {number} is no JSON: {error.msg}") from error
+    row = parse_json(line, f"{path}, line {number}")
     texts: Mapping[str, Any] = row if isinstance(row, dict) else {}
     found = {"prompt": texts.get("prompt", "")}
     if "continuation" in texts:

@@ -1,7 +1,6 @@
 """A checkpoint on disk, tensor by tensor: where each is, its hash, its bytes; never all at once."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..core.artefact import read_config
 from ..core.errors import ExciseError, UnsupportedModelError, first_line
 from ..core.families import FAMILIES
+from ..core.reading import parse_json, shard_names
 from .changes import Layout
 
 
@@ -194,13 +194,9 @@ def _files(folder: Path) -> list[str]:
     if not (folder / INDEX).is_file():
         raise ExciseError(f"{folder} has no {WEIGHTS}: load the model and save it as safetensors")
     try:
-        shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted(set(shards))
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a file in another folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExciseError(f"{folder / INDEX} is damaged ({error!r}): get it again") from error
-    return names
+        return shard_names(folder / INDEX)
+    except ExciseError as error:
+        raise ExciseError(f"{folder / INDEX} is damaged ({error}): get it again") from error
 
 
 def _header(path: Path) -> dict[str, Stored]:
@@ -210,7 +206,7 @@ def _header(path: Path) -> dict[str, Stored]:
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), str(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise ExciseError(f"{path} is missing or damaged ({error}): get it again") from error
     found = {}

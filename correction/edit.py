@@ -16,13 +16,27 @@ from torch import Tensor
 
 from ..core.artefact import SCHEMA, read_artefact, read_config, write_artefact
 from ..core.errors import ExciseError
+from ..core.escape import markdown
 from ..core.families import ModelView, plain_linear
+from ..core.schema import OBJECT, TEXT
 from .changes import Change, Layout, Unit, changes
 from .checkpoint import as_bytes
-from .seal import KIND, README, check_config, check_files, checksum
+from .seal import KIND, README, check_files, checksum
 
 
 _UNITS = ("heads", "neurons")
+
+CONFIG = {
+    "base": {
+        **dict.fromkeys(("name", "family", "digest", "fingerprints"), TEXT),
+        "dtypes": [TEXT],
+        "touched": {"*": TEXT},
+    },
+    "created": TEXT,
+    "recipe": OBJECT,
+    "evidence": OBJECT,
+}
+"""What an edit's config has to say; its tensors are checked as an edit made by hand is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,7 +169,7 @@ class Edit:
         Raises:
             ExciseError: The edit is not bound, or the path is taken or cannot be written.
         """
-        readme = README.format(edit=self)
+        readme = README.format(edit=markdown(self))
         head = {"schema": SCHEMA, "kind": KIND}
         config = json.loads(json.dumps({**head, **self.config, "base": self.base}))
         tensors = self._tensors()
@@ -173,9 +187,8 @@ class Edit:
         config = read_config(path)
         if config.get("kind") == KIND:
             check_files(path, config)
-        config, tensors = read_artefact(path, KIND)
+        config, tensors = read_artefact(path, KIND, CONFIG)
         try:
-            check_config(config)
             heads, neurons = (
                 dict(zip(map(tuple, tensors[name].tolist()),
                          tensors[f"{name}.factors"].tolist(), strict=True))

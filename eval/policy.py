@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..core.data import read_text
-from ..core.errors import ExciseError, unknown_name
+from ..core.errors import ExciseError, shown, unknown_name
+from ..core.plain_yaml import parse_yaml
+from ..core.reading import read_text
 
 
 BOUNDS = {
@@ -88,23 +87,9 @@ def read_policy(path: str | Path) -> list[Rule]:
     """
     text = read_text(path)
     try:
-        return parse_policy(yaml.load(text, _Loader))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ExciseError(f"policy {path} is no YAML: {reason}") from error
+        return parse_policy(parse_yaml(text))
     except ExciseError as error:
         raise ExciseError(f"policy {path}: {error}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: YAML would keep the last and drop the other's rules."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            line = node.start_mark.line + 1
-            raise ExciseError(f"{twice[0]} is given twice (from line {line} on): join the two")
-        return super().construct_mapping(node, deep)
 
 
 def parse_policy(content: Any) -> list[Rule]:
@@ -118,7 +103,7 @@ def parse_policy(content: Any) -> list[Rule]:
     samples = _count("min_samples", sections.pop("min_samples", 30))
     held_out = sections.pop("held_out", None)
     if held_out not in (None, REQUIRED):
-        raise ExciseError(f"held_out is {held_out!r}: write {REQUIRED}, or leave it out")
+        raise ExciseError(f"held_out is {shown(held_out)}: write {REQUIRED}, or leave it out")
     rules = []
     for name, body in sections.items():
         if name not in (*SINGLE, *GROUPS):
@@ -176,36 +161,40 @@ def _rules(
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ExciseError(f"{name} is {value!r}: write rules below it, as in max_increase: 1 %")
+        raise ExciseError(
+            f"{name} is {shown(value)}: write rules below it, as in max_increase: 1 %"
+        )
     return value
 
 
 def _name(section: str, key: str, settings: Mapping[str, Any]) -> str | None:
     if key in settings and not isinstance(settings[key], str):
-        raise ExciseError(f"{section}.{key} is {settings[key]!r}: give a name, or leave it out")
+        raise ExciseError(
+            f"{section}.{key} is {shown(settings[key])}: give a name, or leave it out"
+        )
     return settings.get(key)
 
 
 def _amount(name: str, value: Any) -> tuple[float, bool]:
     """Read `1 %` as (0.01, relative) and `0.01` as (0.01, absolute)."""
     text = str(value).strip()
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d*)?(?:e-?\d+)?|[+-]?\.\d+)\s*(%?)", text)
+    match = re.fullmatch(r"(?a)([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*(%?)", text)
     if isinstance(value, bool) or not match:
-        raise ExciseError(f"{name} is {value!r}: give a number, or a percentage as in 1 %")
+        raise ExciseError(f"{name} is {shown(value)}: give a number, or a percentage as in 1 %")
     number, percent = float(match[1]), bool(match[2])
     if not 0 <= number < math.inf:
-        raise ExciseError(f"{name} is {value!r}: give 0 or more, and a finite number")
+        raise ExciseError(f"{name} is {shown(value)}: give 0 or more, and a finite number")
     return (number / 100, True) if percent else (number, False)
 
 
 def _confidence(name: str, value: Any) -> float:
     number, _ = _amount(name, value)
     if not 0.5 < number < 1:
-        raise ExciseError(f"{name} is {value!r}: give a confidence as in 95 %")
+        raise ExciseError(f"{name} is {shown(value)}: give a confidence as in 95 %")
     return number
 
 
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-        raise ExciseError(f"{name} is {value!r}: give a whole number from 2")
+        raise ExciseError(f"{name} is {shown(value)}: give a whole number from 2")
     return value

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.errors import ExciseError, first_line, look_up
+from ..core.reading import as_path
 
 
 _TRIAL = ("The train to the coast leaves at nine.", "")
@@ -181,7 +182,7 @@ def _hf(spec: str, argument: str) -> Scorer:
 
 def _words(spec: str, argument: str) -> Scorer:
     try:
-        lines = Path(argument).read_text(encoding="utf-8-sig").splitlines()
+        lines = as_path(argument).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ExciseError(f"scorer {spec!r}: cannot read {argument} ({error.strerror})") from error
     except UnicodeDecodeError as error:

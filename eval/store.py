@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError
+from ..core.reading import parse_json
 
 
 class Store:
@@ -79,11 +80,11 @@ class Store:
             self._append({"key": key})
             return
         try:
-            head, *lines = map(json.loads, whole.decode().splitlines())
+            head, *lines = (parse_json(x, "a row") for x in whole.splitlines())
             found, rows = str(head["key"]), {int(x["unit"]): dict(x["row"]) for x in lines}
             if any(x["sum"] != _sum(x["row"]) for x in lines):
                 raise ValueError("a row is not what was written")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ExciseError, ValueError, KeyError, TypeError) as error:
             raise ExciseError(f"the cache {self.path} is damaged: remove it") from error
         if found != key:
             raise ExciseError(

@@ -1,11 +1,11 @@
 """Where evaluation text comes from, as documents."""
 
-import json
 import re
 from pathlib import Path
 
-from ..core.data import dataset_text, read_text, row_text
+from ..core.data import dataset_text, row_text
 from ..core.errors import ExciseError
+from ..core.reading import as_path, lines_of, parse_json, read_text
 
 
 FILES = (".txt", ".md", ".rst", ".text", ".json", ".jsonl", ".csv")
@@ -33,7 +33,8 @@ def _topics() -> list[str]:
 
 def is_file(source: str) -> bool:
     """Tell a file from a `datasets` id."""
-    return Path(source).is_file() or Path(source).suffix in FILES
+    path = as_path(source)
+    return path.is_file() or path.suffix in FILES
 
 
 def read_documents(source: str, limit: int | None = None, split: bool = False) -> list[str]:
@@ -55,7 +56,7 @@ def read_documents(source: str, limit: int | None = None, split: bool = False) -
         return [text for text in dataset_text(source, limit) if text.strip()]
     text = read_text(source)
     if Path(source).suffix == ".jsonl":
-        return [_text_of(line, f"{source}, line {i}") for i, line in _lines(text)]
+        return [_text_of(line, f"{source}, line {i}") for i, line in lines_of(text)]
     parts = re.split(r"(?m)^(?= = [^=\n]+ = \n)", text) if split else [text]
     return [part for part in parts if part.strip()]
 
@@ -73,7 +74,7 @@ def read_texts(source: str, keys: tuple[str, ...] = PROMPT_KEYS) -> list[str]:
     """
     if not is_file(source):
         return [text for text in dataset_text(source, keys=keys) if text.strip()]
-    lines = _lines(read_text(source))
+    lines = lines_of(read_text(source))
     if Path(source).suffix not in (".jsonl", ".json"):
         if objects := [i for i, line in lines if line.lstrip().startswith('{"')]:
             raise ExciseError(f"{source}, line {objects[0]} is JSON: call the file .jsonl")
@@ -81,16 +82,8 @@ def read_texts(source: str, keys: tuple[str, ...] = PROMPT_KEYS) -> list[str]:
     return [_text_of(line, f"{source}, line {i}", keys) for i, line in lines]
 
 
-def _lines(text: str) -> list[tuple[int, str]]:
-    # not splitlines, which also splits at characters that JSON allows within a text
-    return [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
 def _text_of(line: str, where: str, keys: tuple[str, ...] = ("text", "page")) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ExciseError(f"{where} is no JSON: {error}") from error
+    row = parse_json(line, where)
     found = next((text for key in keys if (text := row_text(row, key))), "")
     if not found.strip():
         raise ExciseError(f'{where}: a row needs {{"{keys[0]}": "some text"}}')

@@ -9,16 +9,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.artefact import read_artefact, write_artefact
+from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError
+from ..core.escape import markdown
 from ..core.identity import model_hash
+from ..core.schema import TEXT, Array, check_tensors, whole
 
 
-_KEYS = (
-    *("model", "model_hash", "dtype", "method", "target", "aggregate"),
-    *("n_samples", "n_kv_heads", "data"),
-)
+CONFIG = {
+    **dict.fromkeys(
+        ("model", "model_hash", "dtype", "method", "target", "aggregate", "data"), TEXT
+    ),
+    "n_samples": whole(1),
+    **dict.fromkeys(("n_layers?", "n_heads?", "n_kv_heads", "d_mlp?"), whole(1)),
+}
 """What a relevance folder's config has to say."""
+
+TENSORS = {
+    "heads?": Array("float", "n_layers n_heads"),
+    "neurons?": Array("float", "n_layers d_mlp"),
+    "tokens?": Array("float", "samples seq"),
+    "token_ids?": Array("int", "samples seq", -1, 2**31 - 1),
+    "weights/*": Array("float", "_ _"),
+    "samples/heads?": Array("float", "kept n_layers n_heads"),
+    "samples/neurons?": Array("float", "kept n_layers d_mlp"),
+}
+"""And its tensors."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +163,8 @@ class Relevance:
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the folder: `config.json`, `relevance.safetensors`, `README.md`."""
         readme = (
-            f"# Relevance of {self.config['model']}\n\n{self}\n\n"
-            f"Made by excise. Look at it with `excise show {Path(path).name}`.\n"
+            f"# Relevance of {markdown(self.config['model'])}\n\n{markdown(self)}\n\n"
+            f"Made by excise. Look at it with `excise show {markdown(Path(path).name)}`.\n"
         )
         write_artefact(path, "relevance", self.config, self._tensors(), readme, overwrite)
 
@@ -159,12 +175,13 @@ class Relevance:
         Raises:
             ExciseError: Missing, damaged or of another kind; or it holds NaN.
         """
-        config, tensors = read_artefact(path, "relevance")
-        if missing := [key for key in _KEYS if key not in config]:
-            raise ExciseError(f"{path} is damaged (config.json lacks {missing[0]!r}): score again")
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise ExciseError(f"{path} holds NaN or infinity in {name}: score again")
+        config, tensors = read_artefact(path, "relevance", CONFIG)
+        with damage(path):
+            known = {name: config.get(name) for name in ("n_layers", "n_heads", "d_mlp")}
+            sizes = check_tensors(tensors, TENSORS, known)
+            heads, groups = sizes.get("n_heads"), config["n_kv_heads"]
+            if heads is not None and heads % groups:
+                raise ExciseError(f"its {heads} heads cannot share {groups} keys and values")
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.artefact import read_artefact, write_artefact
+from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView, plain_linear
+from ..core.schema import NUMBER, Array, check_tensors, one_of, whole
 from ..lrp.relevance import Relevance
 from .packed import packed, unpacked
 from .scopes import keep_row
@@ -23,6 +24,13 @@ Component = Literal["heads", "neurons", "weights"]
 COMPONENTS: tuple[Component, ...] = ("heads", "neurons", "weights")
 Rank = Literal["abs", "signed"]
 RANKS: tuple[Rank, ...] = ("abs", "signed")
+
+CONFIG = {
+    "component": one_of((*COMPONENTS, "layers")),
+    "shapes": {"*": [whole(1, 2**31)]},
+    "sparsity": NUMBER,
+}
+"""What a mask folder's config has to say."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +72,18 @@ class Mask:
         Raises:
             ExciseError: No mask, or a damaged one.
         """
-        config, bits = read_artefact(path, "mask")
-        keep = {}
-        for name, shape in config["shapes"].items():
-            if name not in bits or bits[name].numel() != -(-math.prod(shape) // 8):
-                raise ExciseError(f"{path} is damaged: {name} is not there, or of another size")
-            keep[name] = unpacked(bits[name], shape)
-        return cls(config["component"], keep)
+        config, bits = read_artefact(path, "mask", CONFIG)
+        shapes = config["shapes"]
+        with damage(path):
+            check_tensors(bits, dict.fromkeys(shapes, Array("bits", "_")))
+            for name, shape in shapes.items():
+                if bits[name].numel() != -(-math.prod(shape) // 8):
+                    raise ExciseError(f"the tensor {name} has no bit for each of {shape}")
+            if not shapes:
+                raise ExciseError("it holds no component")
+        return cls(
+            config["component"], {name: unpacked(bits[name], shapes[name]) for name in shapes}
+        )
 
     def apply_(self, model: Any) -> None:
         """Set what goes to zero in the model's own weights. For good: there is no undo here.

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import ExciseError, first_line
+from ..core.reading import read_json
 
 
 class Progress:
@@ -78,7 +79,7 @@ class Progress:
             return costs
         written = self.folder / "costs.json"
         if written.is_file():
-            return json.loads(written.read_text())
+            return read_json(written)
         partial = written.with_suffix(".part")
         partial.write_text(json.dumps(costs))
         partial.rename(written)

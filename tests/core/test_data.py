@@ -18,10 +18,10 @@ from excise.core.data import (
     encode_texts,
     fingerprint,
     read_prompts,
-    read_text,
     single_token,
 )
 from excise.core.errors import ExciseError
+from excise.core.reading import read_text
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -138,7 +138,7 @@ def test_policies_that_are_refused(content: Any, named: str):
     [
         ("perplexity: {max: 1", "is no YAML"),
         ("a: b: c", "is no YAML"),
-        ("perplexity: {max: !!python/object/apply:os.system [ls]}", "is no YAML"),
+        ("perplexity: {max: !!python/object/apply:os.system [ls]}", "has the tag"),
         ("perplexity: {max: 1}\n---\ntoxicity: {max: 1}", "is no YAML"),
         ("# nothing\n", "the policy is None"),
         (" \n", "is empty"),
@@ -159,10 +159,22 @@ def test_a_missing_file():
         read_policy("none.yaml")
 
 
-def test_rules_can_be_shared_by_anchors(tmp_path: Path):
-    text = "tasks:\n  a: &shared {max_decrease: 0.02}\n  b: {<<: *shared, min: 0.5}\n"
-    assert [(rule.name, rule.bound) for rule in policy(tmp_path, text)] == [
-        ("tasks.a.max_decrease", 0.02),
-        ("tasks.b.min", 0.5),
-        ("tasks.b.max_decrease", 0.02),
-    ]
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path):
+    for text in ("1:30", "1_0", "0b11", "\u0663"):
+        with pytest.raises(ExciseError, match="give a number"):
+            policy(tmp_path, f"perplexity: {{max: {text}}}")
+    (rule,) = policy(tmp_path, "perplexity: {max: 010}")
+    assert rule.bound == 10
+
+
+def test_a_few_lines_make_no_message_of_megabytes(tmp_path: Path):
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n"
+        for old, new in zip("abcdefg", "bcdefgh", strict=True)
+    )
+    with pytest.raises(ExciseError, match="line 2 is an alias") as caught:
+        policy(tmp_path, f"{bomb}perplexity: *h\n")
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ExciseError, match="write rules below it") as caught:
+        policy(tmp_path, f"perplexity: [{'x' * 10**6}]\n")
+    assert len(str(caught.value)) < 400
