@@ -153,10 +153,10 @@ class Ablator:
         still = LRPScope(self.view.model, rules) if rules else frozen(self.view)
         with still:
             for prepared in self.batches:
-                with self._cut(prepared, gates):
+                with self._cut(prepared, gates):  # a checkpointed layer runs again, backward
                     logits = run(self.view, prepared.batch)
-                values = logit_difference(logits, only_last(prepared.batch))
-                (values.sum() / len(self.pairs)).backward()
+                    values = logit_difference(logits, only_last(prepared.batch))
+                    (values.sum() / len(self.pairs)).backward()
         return Kept(*(None if t is None else _grad(t) for t in vars(gates).values()))
 
     def _values(self, batch: Batch) -> dict[Key, Tensor]:

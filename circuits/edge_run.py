@@ -38,11 +38,11 @@ class EdgeRun:
         self.shape = (*shape, view.d_model)
         self.changes = self.kept.new_empty(len(self.graph.writers), *self.shape)
         """What each writer wrote less its replacement; filled as the pass goes on."""
-        self._parts: list[Tensor] = []
-        """The same, a tensor for each addition to the stream, with their gradients."""
-        self._base: list[Tensor] = []
-        """What replacements and biases add, by addition: embedding, attention of layer 0, MLP of
-        layer 0, ..."""
+        self._parts: dict[int, Tensor] = {}
+        """The same with their gradients, by addition to the stream: embedding, attention of layer
+        0, MLP of layer 0, ... A checkpointed layer comes by twice, and writes the same again."""
+        self._base: dict[int, Tensor] = {}
+        """What replacements and biases add, by addition."""
         self._streams = self.kept.new_zeros(())
 
     def hooks(self) -> Iterator[Any]:
@@ -64,7 +64,7 @@ class EdgeRun:
 
     def _embed(self, _layer: nn.Module, args: tuple[Any, ...]) -> None:
         value = self.values.get(("embed", 0))
-        self._add(args[0][None], None if value is None else value[None])
+        self._add(0, args[0][None], None if value is None else value[None])
 
     def _attention(
         self, index: int, units: slice, linear: Any, _args: Any, _output: Tensor
@@ -87,7 +87,8 @@ class EdgeRun:
         if (value := self.values.get(("z", index))) is not None:
             total = self.values.get(("attention_out_norm", index))
             replaced = self._head_parts(layer, value, total)
-        self._add(self._head_parts(layer, args[0], None), replaced, layer.attention_out.bias)
+        parts = self._head_parts(layer, args[0], None)
+        self._add(2 * index + 1, parts, replaced, layer.attention_out.bias)
 
     def _head_parts(
         self, layer: LayerView, z: Tensor, total: Tensor | None
@@ -110,7 +111,7 @@ class EdgeRun:
         if layer.mlp_out_norm is not None:
             output = layer.mlp_out_norm(output)
             value = None if value is None else layer.mlp_out_norm(value)
-        self._add(output[None], None if value is None else value[None])
+        self._add(2 * index + 2, output[None], None if value is None else value[None])
 
     def _end(self, _layer: nn.Module, _args: Any, output: Any) -> Any:
         last = len(self.graph.readers) - 1
@@ -119,6 +120,7 @@ class EdgeRun:
 
     def _add(
         self,
+        addition: int,
         parts: Float[Tensor, "n b t d"],
         replaced: Tensor | None,
         constant: Tensor | None = None,
@@ -128,14 +130,14 @@ class EdgeRun:
         if replaced is not None:
             parts = parts - replaced
             base = base + replaced.sum(0)
-        written = sum(map(len, self._parts))
+        written = sum(len(self._parts[before]) for before in range(addition))
         self.changes[written : written + len(parts)] = parts.detach()
-        self._parts.append(parts)
-        self._base.append(base)
+        self._parts[addition], self._base[addition] = parts, base
 
     def _read(self, readers: slice, additions: int) -> Float[Tensor, "readers b t d"]:
         """Put together what readers see after the embedding and a number of additions."""
-        parts, base = self._parts[: additions + 1], self._base[: additions + 1]
+        added = range(additions + 1)
+        parts, base = ([of[addition] for addition in added] for of in (self._parts, self._base))
         visible = sum(map(len, parts))
         keep = self.kept[:visible, readers]
         if self.view.norm_first:

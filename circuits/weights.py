@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.data import batches
 from ..core.errors import ExciseError
 from ..core.families import ModelView
+from ..core.held import changed
 from ..lrp.fitter import RelevanceFitter
 from .pairs import Pairs
 
@@ -63,18 +64,16 @@ def weight_scores(
 @contextmanager
 def only_weights(view: ModelView, kept: Bool[Tensor, " weights"]) -> Iterator[None]:
     """Set all other weights of the layers' linears to zero, for a while."""
-    linears = view.layer_linears()
-    parts = kept.split([linear.weight.numel() for linear in linears.values()])
-    saved = {path: linear.weight.detach().clone() for path, linear in linears.items()}
-    try:
-        with torch.no_grad():
-            for (path, linear), keep in zip(linears.items(), parts, strict=True):
-                linear.weight.mul_(keep.view_as(saved[path]).to(saved[path].device))
+    linears = list(view.layer_linears().values())
+    parts = kept.split([linear.weight.numel() for linear in linears])
+
+    def rest_zero() -> Iterator[tuple[Tensor, Any, Tensor]]:
+        for linear, keep in zip(linears, parts, strict=True):
+            weight = linear.weight
+            yield weight, ..., weight * keep.view_as(weight).to(weight.device)
+
+    with changed(view.model, rest_zero):
         yield
-    finally:
-        with torch.no_grad():
-            for path, linear in linears.items():
-                linear.weight.copy_(saved[path])
 
 
 def _row_ranks(scores: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:

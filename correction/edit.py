@@ -18,6 +18,7 @@ from ..core.artefact import SCHEMA, read_artefact, read_config, write_artefact
 from ..core.errors import ExciseError
 from ..core.escape import markdown
 from ..core.families import ModelView, plain_linear
+from ..core.held import changed
 from ..core.schema import OBJECT, TEXT
 from .changes import Change, Layout, Unit, changes
 from .checkpoint import as_bytes
@@ -133,31 +134,29 @@ class Edit:
         Raises:
             ExciseError: A component that is not there, or a quantised linear; nothing is changed.
         """
-        for tensor, where, _, new in self._planned(model):
-            _write(tensor, where, new)
+        with torch.no_grad():
+            for tensor, where, new in self._planned(model):
+                tensor[where] = new
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
-        """Have the model edited for the length of a `with` block; undone exactly, always."""
-        planned = self._planned(model)
-        try:
-            for tensor, where, _, new in planned:
-                _write(tensor, where, new)
-            yield model
-        finally:
-            for tensor, where, old, _ in planned:
-                _write(tensor, where, old)
+        """Have the model edited for the length of a `with` block; undone exactly, always.
 
-    def _planned(self, model: Any) -> list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]]:
-        """Return (tensor, where, old values, new values) of a live model, changing nothing."""
+        Raises:
+            ExciseError: As `apply_`; or another thread has the model in a scope, mask or edit.
+        """
+        with changed(model, lambda: self._planned(model)):
+            yield model
+
+    def _planned(self, model: Any) -> list[tuple[Tensor, tuple[Tensor, ...], Tensor]]:
+        """Return (tensor, where, new values) of a live model, changing nothing."""
         view = ModelView.of(model)
         planned = []
         for name, change in self.changes(Layout.of_model(view)).items():
             plain_linear(model.get_submodule(name.rpartition(".")[0]), view)
             tensor = model.get_parameter(name)
             where = torch.unravel_index(change.indices.to(tensor.device), tensor.shape)
-            old = tensor.detach()[where]
-            planned.append((tensor, where, old, change.apply(old)))
+            planned.append((tensor, where, change.apply(tensor.detach()[where])))
         return planned
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
@@ -220,11 +219,6 @@ class Edit:
             tensors[f"weights/{name}"] = indices.int()
             tensors[f"factors/{name}"] = factors
         return dict(sorted(tensors.items()))
-
-
-def _write(tensor: Tensor, where: tuple[Tensor, ...], values: Tensor) -> None:
-    with torch.no_grad():
-        tensor[where] = values
 
 
 def _index(value: Any, what: str) -> int:

@@ -113,25 +113,26 @@ def learned_factors(
                 text = draw.sample(kept, min(TEXTS, len(kept)))
                 with torch.no_grad():
                     _, wanted = _explained(view, text)
+                # to the end of the pass back, in which checkpointed layers run again
                 with _scaled(view, component, units, factors), torch.enable_grad():
                     both, _ = _explained(view, [*(bad[i] for i in mine), *(good[i] for i in other)])
                     _, said = _explained(view, text)
-                gone, left = (
-                    both[: len(mine)] - before[0][mine],
-                    both[len(mine) :] - before[1][other],
-                )
-                divergence = functional.kl_div(
-                    said.log_softmax(-1),
-                    wanted.log_softmax(-1),
-                    log_target=True,
-                    reduction="batchmean",
-                )
-                loss = preference_loss(gone, left) + price * divergence
-                if not bool(loss.isfinite()):
-                    raise ExciseError(
-                        "what is learned is not finite: use --dtype float32 or bfloat16"
+                    gone, left = (
+                        both[: len(mine)] - before[0][mine],
+                        both[len(mine) :] - before[1][other],
                     )
-                (factors.grad,) = torch.autograd.grad(loss, [factors])
+                    divergence = functional.kl_div(
+                        said.log_softmax(-1),
+                        wanted.log_softmax(-1),
+                        log_target=True,
+                        reduction="batchmean",
+                    )
+                    loss = preference_loss(gone, left) + price * divergence
+                    if not bool(loss.isfinite()):
+                        raise ExciseError(
+                            "what is learned is not finite: use --dtype float32 or bfloat16"
+                        )
+                    (factors.grad,) = torch.autograd.grad(loss, [factors])
                 optimizer.step()
                 with torch.no_grad():
                     factors.clamp_(0, 1)

@@ -6,7 +6,8 @@ second model which shares the config object of a scoped one computes as ever.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -74,6 +75,34 @@ def scoped_name(implementation: str) -> str:
             "load the model with attn_implementation='sdpa' (or 'eager')"
         )
     return _PREFIX + plain
+
+
+_SCOPED: dict[int, tuple[str, int]] = {}
+"""Of each config in a scope, by its id: the implementation before, and how many scopes are open.
+Models may share one."""
+
+
+@contextmanager
+def scoped_attention(model: Any) -> Iterator[None]:
+    """Have a model's attention ask for rules, for a while.
+
+    Raises:
+        ExciseError: As `scoped_name`.
+    """
+    key = id(model.config)
+    before, n = _SCOPED.get(key, (model.config._attn_implementation, 0))
+    name = scoped_name(before)
+    _SCOPED[key] = before, n + 1
+    try:
+        model.set_attn_implementation(name)
+        yield
+    finally:
+        n = _SCOPED[key][1] - 1
+        if n:
+            _SCOPED[key] = before, n
+        else:
+            del _SCOPED[key]
+            model.set_attn_implementation(before)
 
 
 def _forward_for(kernel: str) -> Callable[..., Any]:

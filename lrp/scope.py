@@ -15,7 +15,8 @@ from torch.autograd import Function
 from ..core.errors import ExciseError, RuleNotFiredError
 from ..core.families import ModelView, kind_of
 from ..core.frozen import frozen
-from .attention import ACTIVE, AttentionRule, scoped_name
+from ..core.held import held
+from .attention import ACTIVE, AttentionRule, scoped_attention
 from .rules import SLOPES, ActivationRule, EpsilonRule, NormRule, ShareRule, full_precision
 
 
@@ -56,8 +57,8 @@ class Audit:
 _GATE = "constant gate"
 """The one rule that fires in the forward pass: nothing flows back through a constant."""
 
-_OPEN: "WeakKeyDictionary[nn.Module, LRPScope]" = WeakKeyDictionary()
-"""The innermost scope of each model that is inside one."""
+_OPEN: "WeakKeyDictionary[nn.Module, list[LRPScope]]" = WeakKeyDictionary()
+"""The scopes of each model that is inside one; the last has its rules on."""
 
 
 class LRPScope:
@@ -66,7 +67,8 @@ class LRPScope:
     Inside, the model's outputs are bit-identical to those outside, dropout is off, parameters ask
     for no gradient, and a backward pass carries relevance: `x * x.grad` is the relevance of an
     activation `x`. Outside nothing is left, whatever happened inside. Other models are not
-    affected. A second scope on the same model suspends the first until it closes.
+    affected. A second scope on the same model suspends the first until it closes; they may close in
+    any order. A second thread is refused.
 
     Args:
         model: A causal language model of a supported family.
@@ -78,6 +80,7 @@ class LRPScope:
     Raises:
         UnsupportedModelError: The family, or a module's class, has no rule.
         RuleNotFiredError: On leaving: relevance flowed, but not through every rule.
+        ExciseError: On entering: another thread has the model in a scope, mask or edit.
 
     Example:
         with LRPScope(model) as scope:
@@ -97,26 +100,28 @@ class LRPScope:
         self._fired: Counter[tuple[str, str]] = Counter()
         self._residual: list[Tensor | None] = [None] * (len(self.view.layers) + 1)
         self._open = False
-        self._outer: LRPScope | None = None
-        self._undo = ExitStack()
+        self._undo, self._turn = ExitStack(), ExitStack()
 
     def __enter__(self) -> "LRPScope":
-        outer = _OPEN.get(self.view.model)
-        if self._open:
-            raise ExciseError("this scope is open already: make a second LRPScope to nest one")
-        self._open, self._outer = True, outer
-        if outer is not None:
-            outer._undo.close()
+        with ExitStack() as turn:
+            turn.enter_context(held(self.view.model))
+            if self._open:
+                raise ExciseError("this scope is open already: make a second LRPScope to nest one")
+            self._turn = turn.pop_all()
+        scopes = _OPEN.setdefault(self.view.model, [])
+        if scopes:
+            scopes[-1]._undo.close()
+        scopes.append(self)
+        self._open = True
         try:
             self._install()
         except BaseException:
-            self._restore_outer()
+            self._close()
             raise
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
-        self._undo.close()
-        self._restore_outer()
+        self._close()
         flowed = any(n for (_, rule), n in self._fired.items() if rule != _GATE)
         if exc_type is None and flowed:
             self.check()
@@ -151,12 +156,22 @@ class LRPScope:
                 "explain an output of the language-model head and keep gradients on"
             )
 
-    def _restore_outer(self) -> None:
+    def _close(self) -> None:
+        """Take the rules off, and put those of the scope below on, if this was the innermost."""
+        if not self._open:
+            return
         self._open = False
-        if self._outer is None:
-            _OPEN.pop(self.view.model, None)
-        else:
-            self._outer._install()
+        scopes = _OPEN[self.view.model]
+        innermost = scopes[-1] is self
+        scopes.remove(self)
+        try:
+            self._undo.close()
+            if not scopes:
+                del _OPEN[self.view.model]
+            elif innermost:
+                scopes[-1]._install()
+        finally:
+            self._turn.close()
 
     def _install(self) -> None:
         """Put frozen state, hooks and attention rules on the model; `_undo` takes them off."""
@@ -164,7 +179,6 @@ class LRPScope:
             undo.enter_context(frozen(self.view))
             self._install_rules(undo)
             self._undo = undo.pop_all()
-        _OPEN[self.view.model] = self
 
     def _install_rules(self, undo: ExitStack) -> None:
         view, constant = self.view, self.variant == "cp-lrp"
@@ -211,9 +225,7 @@ class LRPScope:
             undo.callback(handle.remove)
         last = partial(_residual_out, self, len(layers))
         undo.callback(layers[-1].module.register_forward_hook(last).remove)
-        before = model.config._attn_implementation
-        undo.callback(model.set_attn_implementation, before)
-        model.set_attn_implementation(scoped_name(before))
+        undo.enter_context(scoped_attention(model))
 
     def _amount(self, x: Tensor, grad: Tensor) -> Tensor:
         """Return the relevance of an activation."""

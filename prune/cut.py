@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import ModelView, plain_linear
+from ..core.held import changed
 from ..core.schema import NUMBER, Array, check_tensors, one_of, whole
 from ..lrp.relevance import Relevance
 from .packed import packed, unpacked
@@ -98,19 +99,17 @@ class Mask:
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
-        """Have the model without the components for the length of a `with` block."""
-        saved: list[tuple[Tensor, Tensor, Tensor]] = []
-        try:
-            with torch.no_grad():
-                for tensor, gone in self._regions(ModelView.of(model)):
-                    where = gone.to(tensor.device).expand_as(tensor)
-                    saved.append((tensor, where, tensor[where].clone()))
-                    tensor.masked_fill_(where, 0.0)
+        """Have the model without the components for the length of a `with` block.
+
+        Raises:
+            ExciseError: Another thread has the model in a scope, mask or edit.
+        """
+        regions = lambda: (  # noqa: E731 - of the model as it is when a change is made
+            (tensor, gone.to(tensor.device).expand_as(tensor), 0.0)
+            for tensor, gone in self._regions(ModelView.of(model))
+        )
+        with changed(model, regions):
             yield model
-        finally:
-            with torch.no_grad():
-                for tensor, where, values in reversed(saved):
-                    tensor[where] = values
 
     def _regions(self, view: ModelView) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield weight tensors with a boolean tensor, broadcast to them, of what goes."""

@@ -57,6 +57,16 @@ def test_sets_of_other_sizes_are_paired_at_random(tiny_opt: Any):
     assert learned_factors(tiny_opt, few, [(0, 3), (1, 5)], "neurons", price=0.01, steps=3)
 
 
+def test_checkpointed_layers_learn_the_same(tiny_llama: Any):
+    units = [(layer, unit) for layer in range(2) for unit in range(4)]
+    learn = lambda: learned_factors(tiny_llama, samples("paired"), units, "heads", steps=5)  # noqa: E731
+    expected = learn()
+    new = getattr(tiny_llama, "activation_checkpointing_enable", None)
+    for reentrant in (True, False):
+        (new or tiny_llama.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+        assert learn() == expected
+
+
 def test_numbers_that_are_not_finite_are_named(tiny: Callable[..., Any]):
     model = tiny("opt")
     with torch.no_grad():
