@@ -15,7 +15,7 @@ from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError
 from ..core.escape import markdown
 from ..core.identity import model_hash
-from ..core.schema import NUMBER, TEXT, Array, Kind, check_tensors, maybe, one_of, whole
+from ..core.schema import NUMBER, OBJECT, TEXT, Array, Kind, check_tensors, maybe, one_of, whole
 from .faithfulness import jaccard
 from .graph import Edge, Graph, Writer, name
 from .levels import LEVELS, RANKS, Level, Shape, get_level
@@ -31,6 +31,8 @@ _POINT = {"size": whole(), "value": NUMBER, "ci": (_BOUND, _BOUND), "random?": m
 CONFIG = {
     **dict.fromkeys(("model", "model_hash", "task", "method", "ablation"), TEXT),
     "shape": (whole(1, 2048), whole(1, 2048), whole(1, 2048), whole(1, 2**24)),
+    "d_model?": whole(1, 2**24),
+    "made_from?": OBJECT,
     "matrices?": [(TEXT, whole(1))],
     "level": one_of(LEVELS),
     "rank": one_of(RANKS),

@@ -1,17 +1,16 @@
 """The whole way from a task to a circuit with its evidence, as one call."""
 
-import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..core.artefact import read_artefact, write_artefact
-from ..core.data import fingerprint
 from ..core.errors import ExciseError
 from ..core.families import ModelView
-from ..core.identity import model_hash
+from ..core.identity import identity_of, model_hash
+from ..core.progress import Progress
 from .ablation import Ablator
 from .attribution import Attribution, attribute
 from .circuit import Circuit, Scores, bootstrap
@@ -43,6 +42,7 @@ def find_circuit(
     allow_failing: bool = False,
     resume: Path | None = None,
     progress: bool = False,
+    made_from: Mapping[str, Any] | None = None,
 ) -> Circuit:
     """Find the circuit of a task, and measure on held-out prompts how far it is one.
 
@@ -58,6 +58,8 @@ def find_circuit(
         resume: Folder in which scores are kept until the circuit is there, so that a search that
             was stopped while choosing or testing need not score again.
         progress: Whether to draw progress bars on a terminal.
+        made_from: What else the circuit shall say of where its prompts and scores are from; JSON
+            values by names of their own, such as `source`.
 
     Raises:
         ExciseError: The model fails the task, or as `attribute` and `by_faithfulness`.
@@ -111,12 +113,14 @@ def find_circuit(
         "family": view.family.name,
         "dtype": str(view.embedding.weight.dtype).removeprefix("torch."),
         "shape": [len(view.layers), view.n_heads, view.n_kv_heads, view.d_mlp],
+        "d_model": view.d_model,
         "matrices": Shape.of(view).matrices if level.name == "weights" else (),
         "task": task,
         **asdict(search),
         "method": search.method if scores is None else "given scores",
         "samples": {name: len(pairs) for name, pairs in vars(parts).items()},
-        "data": {name: fingerprint(pairs.clean) for name, pairs in vars(parts).items()},
+        "data": {name: pairs.fingerprint for name, pairs in vars(parts).items()},
+        "made_from": dict(made_from or {}),
         "warnings": evidence.warnings,
         "metrics": metrics,
     }
@@ -124,8 +128,7 @@ def find_circuit(
     if tokenizer is not None:
         examples = attention_examples(model, tokenizer, parts.test, circuit.nodes())
         circuit.examples.extend(examples)
-    if resume is not None:
-        shutil.rmtree(resume, ignore_errors=True)
+    Progress(resume).forget()
     return circuit
 
 
@@ -138,23 +141,22 @@ def scored(
         ExciseError: The folder holds the scores of another search.
     """
     level, method = get_level(search.level), get_method(search.method)
-    recipe = f"{model_hash(model)} {level.name} {method} {search.seed} {fingerprint(pairs.clean)}"
-    if resume is not None and resume.exists():
-        config, tensors = read_artefact(resume, "progress")
-        if config["recipe"] != recipe:
-            raise ExciseError(
-                f"{resume} is the progress of another search: repeat that one, or delete it"
-            )
-        return Attribution(**tensors)
-    found = attribute(
-        model, pairs, method, **wanted(level, method), batch_size=batch_size, seed=search.seed,
-        progress=progress,
-    )  # fmt: skip
-    if resume is not None:
-        readme = "Scores of an unfinished excise circuit: repeat it with --resume, or delete this."
-        tensors = {name: t for name, t in vars(found).items() if t is not None}
-        write_artefact(resume, "progress", {"recipe": recipe}, tensors, readme)
-    return found
+    asked = {
+        **identity_of(model), "level": level.name, "method": str(method), "seed": search.seed,
+        "data": pairs.fingerprint,
+    }  # fmt: skip
+
+    def make() -> Attribution:
+        return attribute(
+            model, pairs, method, **wanted(level, method), batch_size=batch_size, seed=search.seed,
+            progress=progress,
+        )  # fmt: skip
+
+    def pack(found: Attribution) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {}, {name: t for name, t in vars(found).items() if t is not None}
+
+    kept = Progress(resume)
+    return kept.part("scores", asked, make, pack, lambda _, tensors: Attribution(**tensors))
 
 
 def wanted(level: Level, method: CircuitMethod) -> dict[str, bool]:

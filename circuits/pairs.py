@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.data import Batch, Prompt, Sample, check_length, collate, encode_prompts
+from ..core.data import Batch, Prompt, Sample, check_length, collate, encode_prompts, fingerprint
 from ..core.errors import ExciseError
 
 
@@ -48,6 +48,12 @@ class Pairs:
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return max(len(sample.input_ids) for sample in self.clean)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the prompts with their answers, then of the counterfactuals, if any."""
+        parts = (self.clean, self.counterfactual)
+        return "-".join(fingerprint(samples) for samples in parts if samples is not None)
 
     def batches(self, size: int, device: Any) -> Iterator[tuple[Batch, Batch | None]]:
         """Iterate over padded batches of prompts and of their counterfactuals."""

@@ -94,6 +94,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         allow_failing=options["allow_failing"],
         resume=output.with_name(f".{output.name}.progress") if resume else None,
         progress=True,
+        made_from=made_from(options),
     )
     circuit.save_pretrained(output, overwrite)
     seconds = time.perf_counter() - started
@@ -164,6 +165,22 @@ def parts_of(options: dict[str, Any], loaded: "Loaded") -> "Parts":
         return encode_pairs(tokenizer, made)
 
     return Parts(part("train", n), part("validation", max(2, n // 2)), part("test", n))
+
+
+def made_from(options: dict[str, Any]) -> dict[str, Any]:
+    """Return where the prompts and the scores are from, for the circuit to say."""
+    import hashlib
+
+    from ..circuits.tasks import get_task
+
+    task, prompts, scores = options["task"], options["prompts"], options["scores"]
+    found: dict[str, Any] = {"source": f"task {task}" if task else f"prompts {prompts}"}
+    if task:
+        found["counterfactual"] = options["counterfactual"] or get_task(task).counterfactuals[0]
+    if scores:
+        digest = hashlib.sha256(scores.read_bytes()).hexdigest()[:16]
+        found["scores"] = {"file": str(scores), "sha256": digest}
+    return found
 
 
 def given_scores(path: Path | None, loaded: "Loaded") -> "Attribution | None":

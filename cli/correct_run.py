@@ -8,13 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..circuits.tasks import TASKS, task_prompts
 from ..core.artefact import whole_folder
-from ..core.data import fingerprint
 from ..core.errors import ExciseError
 from ..core.export import SEEN
-from ..core.identity import model_hash
+from ..core.identity import identity_of, tokenizer_hash
 from ..core.loading import Loaded, model_folder, torch_dtype
 from ..correction.apply import bind
 from ..correction.behaviour import BehaviourSet, check_sets
@@ -165,19 +163,19 @@ def corrected(
         "judges": [scorer.identity or scorer.name for scorer in asked.scorers],
         "seed": asked["seed"],
     }
-    model = {"model": model_hash(loaded.model), "dtype": str(loaded.model.dtype)}
-    behaviour = progress.behaviour(
-        {**model, **written, "inputs": material.inputs}, material.behaviour
+    model = identity_of(loaded.model)
+    judged = {"behaviour": material.target.name, "tokenizer": tokenizer_hash(loaded.tokenizer)}
+    known = all(scorer.identity for scorer in asked.scorers)  # else it may judge otherwise today
+    behaviour = (progress if known else Progress(None)).behaviour(
+        {**model, **judged, **written, "data": material.inputs}, material.behaviour
     )
     warnings = check_sets(behaviour)
     for warning in warnings:
         tell(f"warning: {warning}")
-    sets = (behaviour.undesired, behaviour.general, behaviour.kept)
     depends = {
-        "version": __version__,  # of the defaults that rank
-        "model": model["model"],
-        "data": [fingerprint(part) for part in sets],
-        "dtype": str(attributed.dtype),
+        **model,
+        "data": behaviour.fingerprint,
+        "attribution dtype": str(attributed.dtype),
         **{name: asked[name] for name in ("method", "component", "seed")},
     }
     ranking = _ranking(attributed, asked, behaviour, progress, depends)

@@ -63,6 +63,17 @@ class Batch:
         return self.input_ids.shape[1] - 1 - self.attention_mask.flip(1).argmax(1)
 
     @property
+    def asked(self) -> "Tensor":
+        """Each row's answer and wrong answer (-1: none), and length of continuation, (batch, 3)."""
+        import torch
+
+        none = torch.full_like(self.input_ids[:, 0], -1)
+        rows = none + 1 if self.continuation is None else self.continuation.sum(1)
+        return torch.stack(
+            [*(none if t is None else t for t in (self.answers, self.wrongs)), rows], 1
+        )
+
+    @property
     def first(self) -> "Tensor":
         """Position of each row's first token, (batch,)."""
         return self.attention_mask.argmax(1)

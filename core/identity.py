@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+from .artefact import versions
 from .errors import ExciseError
 
 
@@ -29,6 +30,32 @@ def model_hash(model: Any) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def identity_of(model: Any) -> dict[str, Any]:
+    """Return all of a model that decides what it computes, as JSON values.
+
+    Whatever is kept to be used again is keyed by this: weights, precision, how they are used (its
+    configurations, less their origin), and the versions of excise and of what it runs on.
+    """
+    return {
+        "model": model_hash(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "architecture": _architecture(model),
+        "versions": versions(),
+    }
+
+
+def _architecture(model: Any) -> dict[str, Any]:
+    """Return what makes other numbers of equal weights: how they are used, what ends a text."""
+    found = {}
+    for name in ("config", "generation_config"):
+        held = getattr(model, name, None)
+        values = {} if held is None else dict(held.to_dict())
+        for key in ("_name_or_path", "transformers_version", "architectures"):
+            values.pop(key, None)
+        found[name] = json.loads(json.dumps(values, default=str))
+    return found
 
 
 def _scales(model: Any) -> list[tuple[str, Any]]:

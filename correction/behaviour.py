@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..core.data import Sample, encode_texts
+from ..core.data import Sample, encode_texts, fingerprint
 from ..core.errors import ExciseError
 from ..core.reading import lines_of, parse_json, read_text, tsv_rows
 
@@ -55,6 +55,12 @@ class BehaviourSet:
                     f"a sample of behaviour {self.name!r} explains {sample.continuation} of "
                     f"{len(sample.input_ids)} tokens: at least one, and not the first"
                 )
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of all samples by what they are for, and whether they are paired."""
+        parts = (self.undesired, self.general, self.kept)
+        return "-".join([*map(fingerprint, parts), "paired" if self.paired else "apart"])
 
     @property
     def reference(self) -> tuple[Sample, ...]:

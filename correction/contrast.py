@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.data import fingerprint
 from ..core.errors import ExciseError, look_up
 from ..core.families import ModelView
 from ..core.identity import model_hash
@@ -323,7 +322,7 @@ def contrast(
         "undesired": len(behaviour.undesired),
         "general": len(behaviour.general),
         "kept": len(behaviour.kept),
-        "data": fingerprint((*behaviour.undesired, *behaviour.general, *behaviour.kept)),
+        "data": behaviour.fingerprint,
         "method": method,
         "component": component,
         **{"c": c, "z": z, "seed": seed, "rank_by": rank_by, "protect": protect},

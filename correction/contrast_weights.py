@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.data import Sample, fingerprint
+from ..core.data import Sample
 from ..core.errors import ExciseError, look_up
 from ..core.families import ModelView
 from ..core.identity import model_hash
@@ -153,7 +153,7 @@ def weight_contrast(
         "model_hash": model_hash(model),
         "dtype": str(model.dtype),
         "behaviour": behaviour.name,
-        "data": fingerprint((*behaviour.undesired, *behaviour.general, *behaviour.kept)),
+        "data": behaviour.fingerprint,
         **{"method": method, "component": "weights", "matrices": known, "c": c, "seed": seed},
         "random_seed": random_seed if method == "random" else None,
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.data import Sample, fingerprint, line_hashes, text_hash
+from ..core.data import Sample, line_hashes, text_hash
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from ..eval.scorers import Scorer
@@ -70,7 +70,7 @@ class Material:
     given: int
     """Examples of a file that the attribution takes beside those of the parts."""
     inputs: tuple[str, ...]
-    """Hashes of what the attribution is made with, in its order."""
+    """All that the attribution is made with, in its order: texts, and hashes of samples."""
 
 
 def divided(documents: Sequence[str], general: Sequence[str] | None) -> Texts:
@@ -177,8 +177,7 @@ def from_examples(
         undesired, general = found.undesired + own.undesired, found.general + own.general
         return replace(found, undesired=undesired, general=general)
 
-    sets = (found.undesired, found.general, found.kept)
-    inputs = (*map(fingerprint, sets), *(parts.attribution if written else ()))
+    inputs = (found.fingerprint, *(parts.attribution if written else ()))
     given = 0 if prompts is None else len(found.undesired)
     return _material(target, replace(parts, test=test), make, texts, chosen, given, inputs)
 
@@ -259,9 +258,8 @@ def _material(
     given: int,
     inputs: Sequence[str],
 ) -> Material:
-    digests = tuple(text_hash(text) for text in (*inputs, *texts.general))
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, behaviour, texts, seen, hashes, given, digests)
+    return Material(target, parts, behaviour, texts, seen, hashes, given, (*inputs, *texts.general))
 
 
 def _without(text: str, seen: frozenset[str]) -> str:

@@ -1,6 +1,5 @@
 """Measure a model: every metric, resumed where a killed run stopped."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..core.artefact import versions
 from ..core.errors import ExciseError
-from ..core.identity import model_hash, tokenizer_hash
+from ..core.identity import identity_of, tokenizer_hash
 from ..core.loading import Loaded, cache_folder
 from ..core.memory import readable
 from .outcome import Metric, Outcome, Plan, check_mode
@@ -78,14 +76,14 @@ def evaluate(
     plans = _plans(loaded, metrics)
     if tell:
         tell(_expected(loaded.model, plans))
-    weights, words = model_hash(loaded.model), tokenizer_hash(loaded.tokenizer)
+    model, words = identity_of(loaded.model), tokenizer_hash(loaded.tokenizer)
+    device = loaded.model.device.type  # it decides the last bits of every number
     outcomes: dict[str, Outcome] = {}
     kept = 0
     for metric, plan in plans:
         identity = {
-            "rows": ROWS, "model": weights, "tokenizer": words, "metric": metric.name,
+            "rows": ROWS, **model, "tokenizer": words, "device": device, "metric": metric.name,
             "protocol": plan.protocol, "units": plan.units, **plan.identity,
-            **_numerics(loaded.model), "architecture": _architecture(loaded.model),
         }  # fmt: skip
         store = Store(cache, identity)
         kept += len(store.rows)
@@ -94,13 +92,14 @@ def evaluate(
                 raise ExciseError(f"{outcome.name} was measured twice, by {metric.name} as well")
             outcomes[outcome.name] = outcome
     environment = {
-        "versions": versions(),
+        "versions": model["versions"],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rows_measured_before": kept,
         "seconds": round(time.perf_counter() - started, 3),
-        **_numerics(loaded.model),
+        "dtype": model["dtype"],
+        "device": device,
     }
-    return Evaluation(loaded.name, weights, words, outcomes, environment, attribution)
+    return Evaluation(loaded.name, model["model"], words, outcomes, environment, attribution)
 
 
 def _measured(
@@ -121,27 +120,6 @@ def _measured(
             f"{metric.name}: {len(missing)} of {len(plan.units)} units were not measured"
         )
     return metric.outcomes(loaded, plan, [store.rows[i] for i in range(len(plan.units))])
-
-
-def _numerics(model: Any) -> dict[str, Any]:
-    """Return what changes the last bits of a number, or more, under equal weights."""
-    names = ("torch", "transformers")
-    return {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "library": {name: version for name, version in versions().items() if name in names},
-    }
-
-
-def _architecture(model: Any) -> dict[str, Any]:
-    """Return what makes other numbers of equal weights: how they are used, what ends a text."""
-    found = {}
-    for name in ("config", "generation_config"):
-        values = dict(getattr(model, name).to_dict())
-        for key in ("_name_or_path", "transformers_version", "architectures"):
-            values.pop(key, None)
-        found[name] = json.loads(json.dumps(values, default=str))
-    return found
 
 
 def default_cache() -> Path:

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -100,6 +100,7 @@ class RelevanceFitter:
         self._values: dict[str, list[Tensor]] = {name: [] for name in components}
         self._sums: dict[str, Tensor] = {}
         self._ids: list[Tensor] = []
+        self._asked: list[Tensor] = []
         self._positions = 0.0
         self._broken = False
 
@@ -127,6 +128,7 @@ class RelevanceFitter:
         self._broken = False
         for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
             self._ids.append(row[mask.bool()].cpu())
+        self._asked.append(batch.asked.cpu())
         self.n_samples += len(batch)
 
     def audit(self) -> Audit | None:
@@ -178,6 +180,7 @@ class RelevanceFitter:
         if tokens := self._values.get("tokens"):
             state["tokens"] = torch.cat(tokens)
         state["ids"] = torch.cat([*self._ids, torch.empty(0, dtype=torch.long)])
+        state["asked"] = torch.cat([*self._asked, torch.empty(0, 3, dtype=torch.long)])
         state["lengths"] = torch.tensor([len(ids) for ids in self._ids], dtype=torch.long)
         state["totals"] = torch.tensor([self.value, self._positions], dtype=torch.float64)
         if self._scope:
@@ -196,6 +199,7 @@ class RelevanceFitter:
         }
         self._sums = _added(states, "sum/")
         self._ids, self._values = [], {name: [] for name in self.components}
+        self._asked = [state["asked"] for state in states]
         totals = torch.zeros(2, dtype=torch.float64)
         for state in states:
             lengths = state["lengths"].tolist()
@@ -300,6 +304,12 @@ class RelevanceFitter:
         }
         return Relevance(self._config(), **single, weights=weights)
 
+    def _samples(self) -> Iterator[Sample]:
+        """Give what was scored as samples again, with what was asked of each."""
+        for ids, asked in zip(self._ids, torch.cat(self._asked).tolist(), strict=True):
+            answer, wrong = (None if token < 0 else token for token in asked[:2])
+            yield Sample(tuple(ids.tolist()), answer, wrong, asked[2])
+
     def _config(self) -> dict[str, Any]:
         view, audit = self.view, self.audit()
         recorded = {
@@ -319,7 +329,7 @@ class RelevanceFitter:
             "skip_first_token": self.skip_first_token,
             "seed": self.seed if self.method.random else None,
             "n_samples": self.n_samples,
-            "data": fingerprint(Sample(tuple(ids.tolist())) for ids in self._ids),
+            "data": fingerprint(self._samples()),
             "mean_value": self.value / self.n_samples,
             "position_relevance": self._positions / self.n_samples,
         }

@@ -1,12 +1,11 @@
 """Score a whole reference set: batches, progress, resuming, several processes, a forecast."""
 
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.artefact import read_artefact, write_artefact
 from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
-from ..core.identity import model_hash
+from ..core.identity import identity_of
 from ..core.memory import available, held_with, readable, resident
+from ..core.progress import Progress
 from .fitter import RelevanceFitter
 from .relevance import Relevance
 from .targets import Target
@@ -67,20 +66,23 @@ def score(
             fitter.update(batch)
         return fitter.result()
     check_length(samples, model.config)
-    mine, folder = _my_share(samples), _my_folder(resume)
-    recipe = ""
-    if folder:
-        parts = (model_hash(model), method, fitter.target_name, options)
-        recipe = f"{parts} {fingerprint(samples)} {fingerprint(mine)} of {_processes()} processes"
-    if folder and folder.exists():
-        _restore(fitter, folder, recipe)
-    _score_all(fitter, mine, batch_size, folder, recipe, progress)
+    mine, kept = _my_share(samples), _Kept(Progress(_my_folder(resume)))
+    if kept.folder:
+        asked = {"method": method, "target": fitter.target_name, **options}
+        kept.asked = {
+            **identity_of(model), **asked, "data": [fingerprint(samples), fingerprint(mine)],
+            "processes": _processes(),
+        }  # fmt: skip
+        kept.restore(fitter)
+    _score_all(fitter, mine, batch_size, kept, progress)
     _merge(fitter)
     if fitter.n_samples != len(samples):
         raise ExciseError(f"{fitter.n_samples} of {len(samples)} samples were scored: score again")
     relevance = fitter.result()
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    relevance.config["data"] = fingerprint(
+        samples
+    )  # whole: a batch has answers in all rows or none
+    kept.progress.forget()
     return relevance
 
 
@@ -88,8 +90,7 @@ def _score_all(
     fitter: RelevanceFitter,
     samples: Sequence[Sample],
     batch_size: int,
-    folder: Path | None,
-    recipe: str,
+    kept: "_Kept",
     progress: bool,
 ) -> None:
     saved, pause = time.monotonic(), _SAVE_EVERY
@@ -100,18 +101,18 @@ def _score_all(
         unit="sample",
         disable=None if progress else True,
     )
-    with bar, _interrupt_after_batch(folder is not None) as interrupted:
+    with bar, _interrupt_after_batch(kept.folder is not None) as interrupted:
         while fitter.n_samples < len(samples):
             batch = next(batches(samples[fitter.n_samples :], batch_size))
             fitter.update(batch)
             bar.update(len(batch))
-            if folder and (interrupted or time.monotonic() - saved > pause):
+            if kept.folder and (interrupted or time.monotonic() - saved > pause):
                 started = time.monotonic()
-                _save(fitter, folder, recipe)
+                kept.save(fitter)
                 saved = time.monotonic()
                 pause = max(_SAVE_EVERY, 20 * (saved - started))
             if interrupted:
-                done = f"{fitter.n_samples} of {len(samples)} samples are kept in {folder}"
+                done = f"{fitter.n_samples} of {len(samples)} samples are kept in {kept.folder}"
                 raise KeyboardInterrupt(f"{done}: repeat the command to go on")
 
 
@@ -138,20 +139,24 @@ def _interrupt_after_batch(wanted: bool) -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _save(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
-    config = {"recipe": recipe, "n_samples": fitter.n_samples}
-    readme = "An unfinished excise run: repeat its command with --resume, or delete this folder.\n"
-    write_artefact(folder, "progress", config, fitter.state(), readme, overwrite=True)
+@dataclass
+class _Kept:
+    """What was gathered so far, on disk; without a folder nothing is kept."""
 
+    progress: Progress
+    asked: dict[str, Any] = field(default_factory=dict)
+    """All that the scores depend on."""
 
-def _restore(fitter: RelevanceFitter, folder: Path, recipe: str) -> None:
-    config, state = read_artefact(folder, "progress")
-    if config["recipe"] != recipe:
-        raise ExciseError(
-            f"{folder} is the progress of a run with other options or data: "
-            "repeat that command with the same model, or delete the folder"
-        )
-    fitter.load_state([state])
+    @property
+    def folder(self) -> Path | None:
+        return self.progress.folder
+
+    def save(self, fitter: RelevanceFitter) -> None:
+        self.progress.keep("scores", self.asked, {"n_samples": fitter.n_samples}, fitter.state())
+
+    def restore(self, fitter: RelevanceFitter) -> None:
+        if found := self.progress.load("scores", self.asked):
+            fitter.load_state([found[1]])
 
 
 def _my_share(samples: Sequence[Sample]) -> Sequence[Sample]:

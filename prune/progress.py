@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import ExciseError, first_line
+from ..core.progress import check_same, digests
 from ..core.reading import read_json
 
 
@@ -22,29 +24,29 @@ class Progress:
     def __init__(self, folder: str | Path | None):
         self.folder = None if folder is None else Path(folder)
 
-    def check(self, recipe: str) -> None:
+    def check(self, asked: Mapping[str, Any]) -> None:
         """Begin, or go on with the same run.
+
+        Args:
+            asked: All that it depends on; see `core.progress.digests`.
 
         Raises:
             ExciseError: The folder holds the progress of another run.
         """
         assert self.folder is not None
-        written = self.folder / "recipe.txt"
+        written, own, found = self.folder / "recipe.json", digests(asked), None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = not any(self.folder.glob("*.safetensors")) and not written.is_file()
-            same = fresh or (written.is_file() and written.read_text() == recipe)
             if fresh:
                 partial = written.with_suffix(".part")
-                partial.write_text(recipe)
+                partial.write_text(json.dumps(own))
                 partial.rename(written)
+            elif written.is_file():
+                found = read_json(written)
         except OSError as error:
             raise ExciseError(f"no progress can be kept in {self.folder}: {error}") from error
-        if not same:
-            raise ExciseError(
-                f"{self.folder} holds the progress of another run (other model, data, options or "
-                "versions): repeat that command, or remove the folder"
-            )
+        check_same(self.folder, own if fresh else found, own)
 
     def has_layer(self, step: int, index: int) -> bool:
         """Whether this layer was finished."""

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core.artefact import versions
 from ..core.data import Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError, first_line
 from ..core.families import ModelView, plain_linear
-from ..core.identity import model_hash
+from ..core.identity import identity_of
 from .calibrate import survey
 from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
@@ -95,8 +94,10 @@ def prune_weights(
     _check_device(device)
     store = Progress(resume)
     if resume is not None:
-        key = (recipe, seed, batch_size, fingerprint(samples), model_hash(model), model.dtype)
-        store.check(f"{key} {versions()}")
+        store.check(
+            {**identity_of(model), **recipe.to_json(), "seed": seed, "batch size": batch_size,
+             "data": fingerprint(samples)}
+        )  # fmt: skip
     job = _Job(view, samples, recipe, batch_size, device, seed, store, progress)
     training = {module: module.training for module in model.modules()}
     model.eval()

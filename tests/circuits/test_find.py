@@ -2,22 +2,26 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from excise.circuits import find
 from excise.circuits.ablation import Ablator
 from excise.circuits.circuit import Circuit, bootstrap
 from excise.circuits.compare import compare_circuits
 from excise.circuits.discovery import by_faithfulness, by_size, refine
 from excise.circuits.exchange import read_eap_ig, to_eap_ig, write_eap_ig
 from excise.circuits.faithfulness import Trial
-from excise.circuits.find import find_circuit
+from excise.circuits.find import find_circuit, scored
 from excise.circuits.levels import Ranking, get_level
 from excise.circuits.pairs import Pairs
 from excise.circuits.patching import patch
 from excise.circuits.search import Parts, Search, prompts_in_parts
+from excise.core import identity
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
 
@@ -126,19 +130,60 @@ def test_a_task_that_the_model_fails_is_reported_first(tiny_llama: Any, parts: P
         find_circuit(tiny_llama, parts, task="noise")
 
 
-def test_progress_is_of_one_search(tmp_path: Path, tiny_llama: Any, parts: Parts):
-    from excise.circuits.find import scored
+def others(pairs: Pairs) -> dict[str, Pairs]:
+    """Return pairs that differ in one thing each."""
+    first, *rest = pairs.clean
+    assert pairs.counterfactual is not None
+    return {
+        "counterfactuals": replace(pairs, counterfactual=pairs.clean),
+        "no counterfactuals": replace(pairs, counterfactual=None),
+        "answer": replace(pairs, clean=(replace(first, answer=8), *rest)),
+        "wrong answer": replace(pairs, clean=(replace(first, wrong=8), *rest)),
+        "order": Pairs(pairs.clean[::-1], pairs.counterfactual[::-1]),
+    }
 
-    folder = tmp_path / "progress"
+
+def test_progress_is_of_one_search(
+    tmp_path: Path, tiny_llama: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch
+):
+    folder, other = tmp_path / "progress", deepcopy(tiny_llama)
     first = scored(tiny_llama, parts.train, Search(), 4, folder, False)
-    with torch.no_grad():  # what is read is what was kept, not scored again
+    with monkeypatch.context() as patched:  # what is read is what was kept, not scored again
+        patched.setattr(find, "attribute", None)
         kept = scored(tiny_llama, parts.train, Search(), 4, folder, False)
     assert torch.equal(first.nodes, kept.nodes)
-    with pytest.raises(ExciseError, match="progress of another search"):
-        scored(tiny_llama, parts.train, Search(method="eap"), 4, folder, False)
+
+    def refused(differs: str, model: Any = tiny_llama, pairs: Pairs = parts.train, **search: Any):
+        with pytest.raises(ExciseError, match=f"another run, with other {differs}: repeat"):
+            scored(model, pairs, Search(**search), 4, folder, False)
+
+    refused("method", method="eap")
+    refused("seed", seed=1)
+    refused("level, method", level="neurons", method="eap")
+    for pairs in others(parts.train).values():
+        refused("data", pairs=pairs)
+    other.config.rms_norm_eps = 1e-3  # equal weights, used otherwise
+    refused("architecture", model=other)
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "versions", lambda: {"torch": "0"})
+        refused("versions")
     find_circuit(tiny_llama, parts, Search(ablation="zero", faithfulness=0.3), allow_failing=True,
                  resume=folder)  # fmt: skip
     assert not folder.exists()
+
+
+def test_a_circuit_says_what_it_was_found_with(tiny_llama: Any, parts: Parts):
+    made = {"source": "task noise", "counterfactual": "any"}
+    found = {
+        name: find_circuit(
+            tiny_llama, Parts(pairs, parts.validation, parts.test), Search(size=3, controls=0),
+            allow_failing=True, made_from=made,
+        ).config
+        for name, pairs in {"": parts.train, **others(parts.train)}.items() if "no" not in name
+    }  # fmt: skip
+    assert len({config["data"]["train"] for config in found.values()}) == len(found) == 5
+    assert len({config["data"]["test"] for config in found.values()}) == 1
+    assert all(config["made_from"] == made for config in found.values())
 
 
 def test_bounds_come_from_resampled_prompts():

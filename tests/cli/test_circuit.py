@@ -1,5 +1,6 @@
 """excise circuit, and what show, diff and ls make of it."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from excise.circuits import find
 from excise.circuits.circuit import Circuit
 from excise.cli.main import group
 
@@ -75,10 +77,37 @@ def test_what_other_tools_read_comes_back(
     assert files[0].read_text().startswith("<svg")
     assert files[1].read_text().startswith("digraph")
     call(*source, "--scores", files[2], "-o", tmp_path / "b")
+    made = Circuit.from_pretrained(tmp_path / "b").config["made_from"]
+    digest = hashlib.sha256(files[2].read_bytes()).hexdigest()[:16]
+    assert made["scores"] == {"file": str(files[2]), "sha256": digest}
     found = json.loads(call("diff", tmp_path / "a", tmp_path / "b", "--json"))
     assert found["jaccard"] == 1.0
     assert found["rank_correlation"] == pytest.approx(1.0)
     assert "by chance" in call("diff", tmp_path / "a", tmp_path / "b")
+
+
+def test_scores_of_other_counterfactuals_are_not_taken(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def ask(kind: str, out: str) -> tuple[object, ...]:
+        return ("circuit", tiny_folder("llama-gqa"), "--task", "ioi", "--counterfactual", kind,
+                *QUICK, "--size", 3, "--resume", "-o", tmp_path / out)  # fmt: skip
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # behind the scores, as a kill may come
+        patched.setattr(find, "choose", stopped)
+        call(*ask("third-name", "a"), code=130)
+    assert "another run, with other data: repeat" in call(*ask("swapped", "a"), code=1)
+    call(*ask("third-name", "a"))
+    call(*ask("swapped", "b"))
+    one, two = (Circuit.from_pretrained(tmp_path / name).config for name in "ab")
+    assert one["made_from"] == {"source": "task ioi", "counterfactual": "third-name"}
+    assert two["made_from"] == {"source": "task ioi", "counterfactual": "swapped"}
+    for part, first in one["data"].items():
+        assert first.split("-")[0] == two["data"][part].split("-")[0]  # the prompts are the same
+        assert first != two["data"][part]
 
 
 def test_without_counterfactuals_parts_are_zeroed(

@@ -23,7 +23,7 @@ from excise.core import artefact
 from excise.core.artefact import check_output, read_artefact
 from excise.core.loading import load_model
 from excise.correction.edit import Edit
-from excise.correction.resume import KIND
+from excise.core.progress import KIND
 from excise.eval import statistics
 from excise.eval.repetition import Repetition
 from tqdm import tqdm

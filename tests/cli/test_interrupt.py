@@ -68,7 +68,7 @@ def test_resume(tiny_folder: Folder, tmp_path: Path, excise: Callable[..., Any],
     assert done.returncode == 130, done.stderr
     assert "excise: interrupted; 8 of 12 samples are kept in" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == [progress]
-    assert json.loads((progress / "config.json").read_text())["n_samples"] == 8
+    assert json.loads((progress / "scores" / "config.json").read_text())["n_samples"] == 8
 
     other = excise(*arguments(model, out, 12, "--resume", "--aggregate", "abs"))
     assert other.exit_code == 1
@@ -76,7 +76,7 @@ def test_resume(tiny_folder: Folder, tmp_path: Path, excise: Callable[..., Any],
 
     changed = excise(*arguments(tiny_folder("llama-mha"), out, 12, "--resume"))
     assert changed.exit_code == 1
-    assert "same model" in changed.stderr
+    assert "another run, with other architecture, model" in changed.stderr
 
     assert excise(*arguments(model, out, 12, "--resume")).exit_code == 0
     assert list(tmp_path.iterdir()) == [out]

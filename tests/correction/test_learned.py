@@ -121,7 +121,7 @@ def test_what_was_learned_and_written_is_kept_as_it_was(tiny_opt: Any, tmp_path:
     assert progress.behaviour(asked, fail) == sets
     assert progress.edit("learned-4", asked, fail).digest == edit.digest
     assert progress.contrast(asked, fail).top(5) == ranked.top(5)
-    with pytest.raises(ExciseError, match="other options or data"):
+    with pytest.raises(ExciseError, match="with other n: repeat"):
         progress.contrast({"n": 2}, lambda: ranked)
     progress.forget()
     assert list(tmp_path.iterdir()) == []

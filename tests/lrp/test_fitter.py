@@ -1,11 +1,13 @@
 """Scores: aggregates and baselines against their definitions, and sums that must hold."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from excise import ExciseError, RelevanceFitter, Sample, collate, score
+from excise.core.data import fingerprint
 from excise.core.families import ModelView
 from excise.core.frozen import frozen
 from excise.lrp.methods import METHODS
@@ -219,6 +221,19 @@ def test_samples_give_mean_and_bounds(tiny: Tiny):
     torch.testing.assert_close(high - low, 2 * half)
     with pytest.raises(ExciseError, match="bounds of heads need"):
         score(tiny("llama-gqa"), SAMPLES, keep_samples=False).interval("heads")
+
+
+def test_the_data_of_a_relevance_are_tokens_and_what_was_asked(tiny: Tiny):
+    model, first = tiny("llama-gqa"), SAMPLES[0]
+    changes = ({}, {"answer": 4}, {"wrong": 4}, {"continuation": 1}, {"answer": None})
+    sets = [[replace(first, **change), *SAMPLES[1:]] for change in changes]
+    for samples in sets:  # however they were batched, and by the fitter alone
+        by_size = [score(model, samples, batch_size=n).config["data"] for n in (1, 2, 3)]
+        assert by_size == [fingerprint(samples)] * 3
+    for samples in sets[:4]:
+        alone = score(model, iter([collate(samples[:2]), collate(samples[2:])]))
+        assert alone.config["data"] == fingerprint(samples)
+    assert len({fingerprint(samples) for samples in sets}) == 5
 
 
 def test_state_goes_on_where_it_stopped(tiny: Tiny):
