@@ -1,14 +1,15 @@
 """How each supported model type is built, as data.
 
 A `Family` is one row of paths; a `ModelView` is a live model seen through its row. Nothing here
-copies a modelling file: adding a family means adding a row (and, for a module class that no other
-family uses, one entry in `MODULE_KINDS`).
+copies a modelling file: adding a family means adding a row here and one of its classes in
+`classes.OWN`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .classes import compiled_module, kind_of, unknown_modules
 from .errors import ExciseError, UnsupportedModelError
 
 
@@ -60,6 +61,8 @@ class Family:
     """Config key that gives all linears of the MLP a bias, if there is one."""
     attention_bias: str | None = None
     """Config key that gives all linears of the attention a bias, if there is one."""
+    soft_caps: tuple[str, ...] = ()
+    """Config keys of soft caps, a tanh over logits: no rule is known for them."""
     head_counts: Literal["any", "divisors", "fixed"] = "any"
     """How many heads a config may ask for: any number, a divisor of the model's width (transformers
     5 checks it, whatever `head_dim` says), or no number but width by head size."""
@@ -108,6 +111,7 @@ FAMILIES: dict[str, Family] = {
             **{**_NORMED, "mlp_norm": "pre_feedforward_layernorm"},
             attention_out_norm="post_attention_layernorm",
             mlp_out_norm="post_feedforward_layernorm",
+            soft_caps=("final_logit_softcapping", "attn_logit_softcapping"),
             head_counts="divisors",
             example="google/gemma-3-270m",
         ),
@@ -135,49 +139,6 @@ FAMILIES: dict[str, Family] = {
     )
 }
 """Every supported family by `config.model_type`."""
-
-MODULE_KINDS: dict[str, str] = {
-    "Linear": "linear",
-    "Linear4bit": "linear",
-    "Linear8bitLt": "linear",
-    "LlamaRMSNorm": "rms_norm",
-    "MistralRMSNorm": "rms_norm",
-    "Qwen2RMSNorm": "rms_norm",
-    "Qwen3RMSNorm": "rms_norm",
-    "Gemma3RMSNorm": "rms_norm_plus_one",
-    "LayerNorm": "layer_norm",
-    "SiLU": "silu",
-    "SiLUActivation": "silu",
-    "GELU": "gelu",
-    "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-    "ReLU": "relu",
-    "Embedding": "embedding",
-    "Gemma3TextScaledWordEmbedding": "embedding",
-    "OPTLearnedPositionalEmbedding": "embedding",
-    "LlamaRotaryEmbedding": "constant",
-    "MistralRotaryEmbedding": "constant",
-    "Qwen2RotaryEmbedding": "constant",
-    "Qwen3RotaryEmbedding": "constant",
-    "Gemma3RotaryEmbedding": "constant",
-    "Dropout": "dropout",
-}
-"""What each known leaf class is; `lrp/rules.py` has the rule for each kind."""
-
-
-def kind_of(module: "nn.Module") -> str | None:
-    """Return the kind of a leaf module, or None for a class that no rule is known for."""
-    return MODULE_KINDS.get(type(module).__name__)
-
-
-def unknown_modules(model: "nn.Module") -> dict[str, str]:
-    """List the leaf modules of unknown class, as path to class name."""
-    return {
-        path: type(module).__name__
-        for path, module in model.named_modules()
-        if not any(True for _ in module.children()) and kind_of(module) is None
-    }
 
 
 @dataclass(frozen=True)
@@ -229,15 +190,12 @@ class ModelView:
             model: A transformers model with a language-model head.
 
         Raises:
-            UnsupportedModelError: Its type has no row, one of its modules has no rule, or it is
-                wrapped or rearranged so that a path of the row leads nowhere.
+            UnsupportedModelError: Its type has no row, one of its modules or a soft cap has no
+                rule, it is compiled, or it is wrapped or rearranged so that a path of the row leads
+                nowhere.
         """
         family = family_of(model)
-        if unknown := unknown_modules(model):
-            raise UnsupportedModelError(
-                f"no rule is known for {_named(unknown)} in this {family.name} model: "
-                "use a model built from the stock classes of transformers"
-            )
+        _check_classes(model, family)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UnsupportedModelError(
                 "part of the model is offloaded to CPU or disk, where neither relevance nor a cut "
@@ -319,7 +277,7 @@ def family_of(model: Any) -> Family:
     model_type = model.config.model_type
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    unknown = unknown_modules(model)
+    unknown = unknown_modules(model, model_type)
     modules = f"; no rule is known for {_named(unknown)}" if unknown else ""
     raise UnsupportedModelError(
         f"model type {model_type!r} is not supported{modules}; "
@@ -327,8 +285,29 @@ def family_of(model: Any) -> Family:
     )
 
 
+def _check_classes(model: Any, family: Family) -> None:
+    """Refuse what computes something that no rule is known for, or would pass rules by."""
+    if (path := compiled_module(model)) is not None:
+        raise UnsupportedModelError(
+            f"{path or 'the model'} is compiled, and rules, masks and probes do not reach into "
+            "compiled code: give the model as it was before (model._orig_mod of torch.compile), or "
+            "load it again and leave model.compile() out"
+        )
+    if unknown := unknown_modules(model, family.name):
+        raise UnsupportedModelError(
+            f"no rule is known for {_named(unknown)} in this {family.name} model: use the stock "
+            "classes of transformers, with adapters merged"
+        )
+    for key in family.soft_caps:
+        if (cap := getattr(model.config, key)) is not None:
+            raise UnsupportedModelError(
+                f"no rule is known for a soft cap, and the model's config has {key} = {cap}: use a "
+                "checkpoint that has none"
+            )
+
+
 def _named(modules: dict[str, str], most: int = 4) -> str:
-    shown = [f"{path} ({name})" for path, name in list(modules.items())[:most]]
+    shown = [f"{path or 'the model'} ({name})" for path, name in list(modules.items())[:most]]
     more = f" and {len(modules) - most} more" if len(modules) > most else ""
     return ", ".join(shown) + more
 

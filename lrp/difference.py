@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..core.classes import kind_of
 from ..core.errors import ExciseError
-from ..core.families import kind_of
 from .attention import ACTIVE
 from .rules import Fire, full_precision
 from .scope import LRPScope, flows, norm_parameters

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from ..core.classes import kind_of
 from ..core.errors import ExciseError, RuleNotFiredError
-from ..core.families import ModelView, kind_of
+from ..core.families import ModelView
 from ..core.frozen import frozen
 from ..core.held import held
 from .attention import ACTIVE, AttentionRule, scoped_attention

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from tqdm import tqdm
 
+from ..core.classes import kind_of
 from ..core.data import Batch
 from ..core.errors import ExciseError
-from ..core.families import ModelView, kind_of
+from ..core.families import ModelView
 from ..core.frozen import frozen
 
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from excise.core.classes import OWN, kind_of, unknown_modules
 from excise.core.errors import ExciseError, UnsupportedModelError, unknown_name
-from excise.core.families import FAMILIES, ModelView, kind_of, unknown_modules
+from excise.core.families import FAMILIES, ModelView
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 
 KINDS = (
@@ -19,7 +22,7 @@ KINDS = (
 
 def test_every_kind_and_every_family_is_tested(kinds: dict[str, Any], tiny: Callable[[str], Any]):
     assert set(KINDS) == kinds.keys()
-    assert {tiny(kind).config.model_type for kind in KINDS} == FAMILIES.keys()
+    assert {tiny(kind).config.model_type for kind in KINDS} == FAMILIES.keys() == OWN.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +42,7 @@ def test_a_view_has_the_shapes_of_the_model(tiny: Callable[[str], Any], kind: st
         assert len(layer.mlp_in) == 1 + view.family.gated
         assert view.path(layer.mlp_out).startswith(layer.path)
         assert kind_of(layer.activation) in ("silu", "gelu_tanh", "relu")
-    assert unknown_modules(model) == {}
+    assert unknown_modules(model, model.config.model_type) == {}
     linears = [w for path, w in model.named_parameters() if ".layers." in path and w.ndim == 2]
     assert [linear.weight.shape for linear in view.layer_linears().values()] == [
         weight.shape for weight in linears
@@ -70,6 +73,99 @@ def test_an_unknown_module_is_refused(tiny_llama: Any):
     tiny_llama.model.layers[1].mlp.act_fn = Swish()
     with pytest.raises(UnsupportedModelError, match=r"model\.layers\.1\.mlp\.act_fn \(Swish\)"):
         ModelView.of(tiny_llama)
+
+
+class Threefold(LlamaMLP):
+    """An MLP that multiplies with one more gate."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the stock class would, of a threefold product."""
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) * self.up_proj(x))
+
+
+class LayerNorm(nn.LayerNorm):
+    """A norm by its name, which normalises otherwise."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch calls it so
+        """Return the input over its largest element."""
+        return input / input.abs().amax(-1, keepdim=True)
+
+
+def _threefold(model: Any) -> None:
+    model.model.layers[1].mlp.__class__ = Threefold
+
+
+def _norm(model: Any) -> None:
+    model.model.norm = LayerNorm(32)
+
+
+def _attention(model: Any) -> None:
+    attention = model.model.layers[0].self_attn
+    attention.__class__ = type("LlamaAttention", (type(attention),), {})
+
+
+def _body(model: Any) -> None:
+    model.model.__class__ = type("LlamaModel", (type(model.model),), {})
+
+
+def _layer(model: Any) -> None:
+    layer = model.model.layers[0]
+    layer.__class__ = type("MyLayer", (type(layer),), {})
+
+
+def _other_family(model: Any) -> None:
+    model.model.norm = Qwen2RMSNorm(32)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_threefold, r"model\.layers\.1\.mlp \(Threefold\)"),
+        (_norm, r"model\.norm \(.*test_families\.LayerNorm\)"),
+        (_attention, r"model\.layers\.0\.self_attn \(.*test_families\.LlamaAttention\)"),
+        (_body, r"for model \(.*test_families\.LlamaModel\)"),
+        (_layer, r"model\.layers\.0 \(MyLayer\)"),
+        (_other_family, r"model\.norm \(transformers.*\.Qwen2RMSNorm\)"),
+    ],
+)
+def test_a_class_of_ones_own_is_refused_whatever_its_name(
+    tiny_llama: Any, change: Callable[[Any], None], named: str
+):
+    change(tiny_llama)
+    with pytest.raises(UnsupportedModelError, match=named):
+        ModelView.of(tiny_llama)
+
+
+@pytest.mark.parametrize("key", ["final_logit_softcapping", "attn_logit_softcapping"])
+def test_soft_caps_are_refused_by_name(tiny: Callable[[str], Any], key: str):
+    model = tiny("gemma3")
+    setattr(model.config, key, 2.0)
+    with pytest.raises(UnsupportedModelError, match=rf"{key} = 2\.0: use a checkpoint"):
+        ModelView.of(model)
+
+
+def test_compiled_models_are_refused_as_compiled(tiny: Callable[[str], Any]):
+    compiled = tiny("llama-gqa")
+    compiled.compile()
+    inside = tiny("opt")
+    inside.model.decoder.layers[1].compile()
+    wrapped = tiny("llama-gqa")
+    wrapped.model.layers[0] = torch.compile(wrapped.model.layers[0])
+    plain = tiny("llama-gqa")
+    for model, where in (
+        (compiled, "the model"),
+        (inside, r"model\.decoder\.layers\.1"),
+        (wrapped, r"model\.layers\.0"),
+        (torch.compile(plain), "the model"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=f"^{where} is compiled, .*_orig_mod"):
+            ModelView.of(model)
+    ModelView.of(plain)
+
+
+def test_a_gelu_is_known_by_what_it_computes():
+    assert kind_of(nn.GELU()) == "gelu"
+    assert kind_of(nn.GELU(approximate="tanh")) == "gelu_tanh"
 
 
 def test_a_body_without_a_head_is_refused(tiny_llama: Any):
