@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint $
 .PHONY: demo test lint types wheel clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/excise demo -o demo
+	$(VENV)/bin/excise demo -o demo --overwrite
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -n auto

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core.errors import ExciseError
+from ..core.output import whole_file
 from .attribution import Attribution
 from .circuit import Circuit
 from .graph import Graph, Reader, name
@@ -59,17 +60,18 @@ def to_eap_ig(circuit: Circuit) -> dict[str, Any]:
     return {"cfg": cfg, "nodes": nodes, "edges": edges}
 
 
-def write_eap_ig(circuit: Circuit, path: str | Path) -> None:
+def write_eap_ig(circuit: Circuit, path: str | Path, overwrite: bool = False) -> None:
     """Write that layout to a file.
+
+    Args:
+        circuit: Of nodes or edges.
+        path: The file.
+        overwrite: Whether an existing file of this layout may be replaced.
 
     Raises:
         ExciseError: As `to_eap_ig`, or the file cannot be written.
     """
-    text = json.dumps(to_eap_ig(circuit))
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+    whole_file(path, json.dumps(to_eap_ig(circuit)) + "\n", overwrite, "EAP-IG file")
 
 
 def read_eap_ig(path: str | Path, graph: Graph) -> Attribution:

@@ -9,7 +9,7 @@ from . import options as shared
 
 
 @click.command("apply", epilog="Example: excise apply smollm2 edit -o corrected")
-@click.argument("model", metavar="MODEL")
+@shared.model_argument
 @click.argument(
     "edits", metavar="EDIT...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -29,7 +29,6 @@ def command(
     MODEL is the checkpoint the edits were made for, or one with other edits of it. Weights are
     copied tensor by tensor, all other files as they are.
     """
-    from ..core.artefact import check_output
     from ..core.errors import ExciseError
     from ..core.export import SEEN
     from ..core.loading import model_folder
@@ -38,7 +37,7 @@ def command(
 
     if output is None:
         raise ExciseError("an edited model is a new folder: give -o FOLDER")
-    check_output(output, overwrite)
+    shared.check_output(output, overwrite, "model", in_place=True)
     read = [Edit.from_pretrained(path) for path in edits]
     seen = {
         edit.digest: (path / SEEN).read_bytes()

@@ -64,15 +64,15 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     Prints it with faithfulness, completeness and controls, and writes a folder with a page.
     """
     from ..circuits.find import find_circuit
-    from ..core.artefact import check_output
     from ..core.errors import ExciseError
     from ..core.memory import peak, readable
+    from ..core.output import progress_of
 
     dry_run, resume = options.pop("dry_run"), options.pop("resume")
     if output is None and not dry_run:
         raise ExciseError("say where the circuit goes: -o FOLDER")
     if output is not None and not dry_run:
-        check_output(output, overwrite)
+        shared.check_output(output, overwrite, "circuit")
     check_source(options)
     search = search_of(options)
     loaded = shared.load(options)
@@ -92,7 +92,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         batch_size=options["batch_size"],
         scores=given,
         allow_failing=options["allow_failing"],
-        resume=output.with_name(f".{output.name}.progress") if resume else None,
+        resume=progress_of(output) if resume else None,
         progress=True,
         made_from=made_from(options),
     )

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 @click.option("--behaviour", help="A recipe: toxicity or repetition.")
 @click.option("--undesired", type=click.Path(path_type=Path), help="Text, JSONL or pairs (TSV).")
 @click.option("--general", type=click.Path(path_type=Path), help="What the model should keep.")
-@click.option("--prompts", help="A file or datasets id; completed to select and to test.")
 @click.option(
-    "--judge", "judges", multiple=True,
+    "--prompts", type=shared.readable,
+    help="A file or datasets id; completed to select and to test.",
+)  # fmt: skip
+@click.option(
+    "--judge", "judges", multiple=True, type=shared.readable,
     help="A scorer of completions; a second one only reports. See excise ls scorers.",
 )  # fmt: skip
 @click.option("--examples", default=400, show_default=True, help="Undesired ones at most.")
@@ -61,7 +64,10 @@ if TYPE_CHECKING:
     "perplexity=1%]",
 )  # fmt: skip
 @click.option("--least", default="0%", show_default=True, help="Share that must be shown gone.")
-@click.option("--perplexity", default="builtin", show_default=True, help="Text, id, or builtin.")
+@click.option(
+    "--perplexity", type=shared.readable, default="builtin", show_default=True,
+    help="Text, id, or builtin.",
+)  # fmt: skip
 @click.option("--window", default=256, show_default=True, help="Tokens per window.")
 @click.option("--windows", default=32, show_default=True, help="To test; half as many to select.")
 @click.option("--task", "tasks", multiple=True, help="[default: all that the tokenizer can do]")
@@ -86,8 +92,8 @@ def command(
     Writes the edit with its report card to a folder. MODEL stays as it is: excise apply writes the
     corrected one. Exit code 3 where the gate is not met.
     """
-    from ..core.artefact import check_output
     from ..core.errors import ExciseError
+    from ..core.output import progress_of
     from ..correction.resume import Progress
     from .correct_options import checked
     from .correct_run import bound, corrected, plan_text, prepared, write_card
@@ -95,8 +101,7 @@ def command(
     if output is None and not dry_run:
         raise ExciseError("say where the edit goes: -o FOLDER")
     if output is not None and not dry_run:
-        check_output(output, overwrite)
-        _check_kind(output)
+        shared.check_output(output, overwrite, "edit")
     started = time.perf_counter()
 
     def tell(text: str) -> None:
@@ -110,7 +115,7 @@ def command(
     if dry_run:
         return
     assert output is not None
-    progress = Progress(output.with_name(f".{output.name}.progress") if resume else None)
+    progress = Progress(progress_of(output) if resume else None)
     found = corrected(work, asked, progress, tell)
     if not isinstance(found, tuple):
         _refuse(found, output, as_json)
@@ -123,15 +128,6 @@ def command(
         missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]
         click.echo(f"excise: gate not met: {', '.join(missed)}", err=True)
         sys.exit(GATE_NOT_MET)
-
-
-def _check_kind(output: Path) -> None:
-    """Refuse an output that would lose something else than an older edit."""
-    from ..core.artefact import read_config
-    from ..core.errors import ExciseError
-
-    if output.exists() and (kind := read_config(output).get("kind")) != "edit":
-        raise ExciseError(f"{output} holds a {kind or 'model'} and no edit: choose another name")
 
 
 def _refuse(dose: "DoseResponse", output: Path, as_json: bool) -> NoReturn:

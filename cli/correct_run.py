@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..circuits.tasks import TASKS, task_prompts
-from ..core.artefact import whole_folder
 from ..core.errors import ExciseError
 from ..core.export import SEEN
 from ..core.identity import identity_of, tokenizer_hash
 from ..core.loading import Loaded, model_folder, torch_dtype
+from ..core.output import whole_folder
 from ..correction.apply import bind
 from ..correction.behaviour import BehaviourSet, check_sets
 from ..correction.card import card_json, card_markdown
@@ -304,7 +304,7 @@ def bound(card: Card, recipe: dict[str, Any], revision: str | None) -> Card:
 
 def write_card(card: Card, output: Path, overwrite: bool, show_text: bool) -> None:
     """Write the edit with its report card, whole or not at all."""
-    with whole_folder(output, overwrite) as folder:
+    with whole_folder(output, overwrite, "edit") as folder:
         card.edit.save_pretrained(folder / "edit")
         for file in (folder / "edit").iterdir():
             file.rename(folder / file.name)

@@ -34,7 +34,9 @@ class Row:
 
 
 @click.command("demo")
-@click.option("--model", default="smollm2", show_default=True, help="A supported model.")
+@click.option(
+    "--model", type=shared.readable, default="smollm2", show_default=True, help="A supported model."
+)
 @click.option("--samples", default=64, show_default=True, help="Prompts to score, and to test.")
 @click.option("--sparsity", default=0.3, show_default=True, help="Share of heads to cut.")
 @shared.seed_option
@@ -55,8 +57,8 @@ def command(
     perplexity is measured on text that is on every machine. Then takes a behaviour out of the
     model, and prints the verdict of its report card. Opens no network.
     """
-    from ..core.artefact import check_output, whole_folder
     from ..core.loading import load_model
+    from ..core.output import whole_folder
     from ..lrp.run import score
     from ..prune.cut import select
     from .correct_run import write_card
@@ -65,10 +67,9 @@ def command(
         click.echo(f"[{time.perf_counter() - started:5.1f} s] {text}", err=True)
 
     started = time.perf_counter()
-    step(f"loading {model} (the first time its file is converted, half a minute)")
     output = output or Path("demo")
-    overwrite = overwrite or _is_demo(output)
-    check_output(output, overwrite)
+    shared.check_output(output, overwrite, "demo")
+    step(f"loading {model} (the first time its file is converted, half a minute)")
     loaded = load_model(model)
     step(f"loaded {model}: {_parameters(loaded.model):,} parameters")
     fitting, testing = _prompts(loaded.tokenizer, samples, seed)
@@ -87,7 +88,7 @@ def command(
             rows.append(_measure(name, int((~mask.keep["heads"]).sum()), loaded, testing))
         step(f"{name} ({mask}): {rows[-1].ioi.accuracy} right, perplexity {rows[-1].text}")
     card, verdict = _corrected(loaded, seed, step)
-    with whole_folder(output, overwrite) as folder:
+    with whole_folder(output, overwrite, "demo") as folder:
         relevance.save_pretrained(folder / "relevance")
         if card:
             write_card(card, folder / "correction", False, False)
@@ -220,9 +221,3 @@ def _draw(path: Path, relevance: Any, rows: list[Row], loaded: Any, sparsity: fl
 
 def _parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _is_demo(path: Path) -> bool:
-    from ..core.artefact import read_config
-
-    return (path / "config.json").is_file() and read_config(path).get("kind") == "demo"

@@ -28,13 +28,19 @@ GATE_NOT_MET = 3
     "--gate policy.yaml -o report",
 )
 @shared.models_options
-@click.option("--perplexity", metavar="TEXT", help="A text file, a datasets id, or builtin.")
+@click.option(
+    "--perplexity", metavar="TEXT", type=shared.readable,
+    help="A text file, a datasets id, or builtin.",
+)  # fmt: skip
 @click.option("--protocol", default="window", show_default=True, help="window, stride or document.")
 @click.option("--window", default=1024, show_default=True, help="Tokens per window.")
 @click.option("--limit", type=int, help="Use only the first windows or documents.")
-@click.option("--toxicity", metavar="PROMPTS", help="A prompts file, or a datasets id.")
+@click.option(
+    "--toxicity", metavar="PROMPTS", type=shared.readable, help="A prompts file, or a datasets id."
+)
 @click.option(
     "--scorer", "scorers", multiple=True, default=("profanity",), show_default=True,
+    type=shared.readable,
     help="Judge of toxicity, may be repeated; see excise ls scorers.",
 )  # fmt: skip
 @click.option("--completions", default=25, show_default=True, help="Per prompt; 0 is greedy.")
@@ -93,7 +99,7 @@ def command(
     rules = read_policy(gate) if gate else []
     chosen = frozenset().union(*map(_attribution, attribution))
     if output:
-        _check_report(output, overwrite)
+        shared.check_output(output, overwrite, "evaluation")
     loading = shared.loading(options)
     metrics = _metrics(options)
     found: list[Evaluation] = []
@@ -252,23 +258,14 @@ def _recipe_prompts(model: str) -> frozenset[str]:
     return frozenset(hashes(read_recipes(model)))
 
 
-def _check_report(output: Path, overwrite: bool) -> None:
-    """Refuse an output that would lose something else than an older report."""
-    from ..core.artefact import check_output, read_config
-    from ..core.errors import ExciseError
-
-    check_output(output, overwrite)
-    if output.exists() and (kind := read_config(output).get("kind")) != "evaluation":
-        raise ExciseError(f"{output} holds a {kind or 'model'} and no report: choose another name")
-
-
 def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> None:
-    from ..core.artefact import SCHEMA, versions, whole_folder
+    from ..core.artefact import SCHEMA, versions
+    from ..core.output import whole_folder
     from ..eval.gate import junit
     from ..eval.report_page import report_page
     from ..viz.page import write_page
 
-    with whole_folder(output, overwrite) as folder:
+    with whole_folder(output, overwrite, "evaluation") as folder:
         head = {"schema": SCHEMA, "kind": "evaluation", "versions": versions()}
         names = [evaluation.model for evaluation in report.evaluations]
         (folder / "config.json").write_text(json.dumps({**head, "models": names}, indent=2) + "\n")

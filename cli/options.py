@@ -1,6 +1,7 @@
 """Options that several verbs share, and the way from options to objects."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,17 @@ def stack(*decorators: Decorator) -> Decorator:
     return apply
 
 
+class Readable(click.types.StringParamType):
+    """A file, a folder, or a name of something else that is read, as of a model."""
+
+
+class Writable(click.Path):
+    """An output."""
+
+
+readable = Readable()
+writable = Writable(path_type=Path)
+
 _loading_options = stack(
     click.option("--revision", help="Branch, tag or commit of a hub id."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, ..."),
@@ -39,20 +51,26 @@ _loading_options = stack(
 )
 """How to load a model."""
 
-model_options = stack(click.argument("model", metavar="MODEL"), _loading_options)
+model_argument = click.argument("model", metavar="MODEL", type=readable)
+model_options = stack(model_argument, _loading_options)
 models_options = stack(
-    click.argument("models", metavar="MODEL...", nargs=-1, required=True), _loading_options
+    click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=readable),
+    _loading_options,
+)
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace an output of the same kind."
 )
 
 output_options = stack(
-    click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write."),
-    click.option("--overwrite", is_flag=True, help="Replace the output folder."),
+    click.option("-o", "--output", type=writable, help="Folder to write."),
+    overwrite_option,
 )
 
 data_options = stack(
     click.option("--task", help="A built-in task, as in ioi; see excise ls tasks."),
     click.option("--text", type=click.Path(path_type=Path), help="A text file."),
-    click.option("--dataset", help="A datasets id[:config[:split]]."),
+    click.option("--dataset", type=readable, help="A datasets id[:config[:split]]."),
     click.option("--prompts", type=click.Path(path_type=Path), help="JSONL: clean, answer, ..."),
     click.option("--samples", default=64, show_default=True, help="How many samples."),
     click.option("--length", default=512, show_default=True, help="Tokens per sample of a text."),
@@ -67,6 +85,35 @@ seed_option = click.option(
     show_default=True,
     help="Of all that is drawn.",
 )
+
+
+def check_output(output: Path, overwrite: bool, kind: str, in_place: bool = False) -> None:
+    """Refuse an output before any work is done, by the one rule for all: see `core.output`.
+
+    What the running command reads is known by the types of its options.
+
+    Args:
+        output: A folder or file.
+        overwrite: Whether the user allows to replace it.
+        kind: What will be written.
+        in_place: Whether the output may be the model that is read.
+    """
+    from ..core.output import check_output
+
+    context = click.get_current_context()
+    reads = list(_reads(context.command.params, context.params))
+    if in_place:
+        reads = [read for read in reads if os.path.realpath(read) != os.path.realpath(output)]
+    check_output(output, overwrite, kind, reads)
+
+
+def _reads(params: Sequence[click.Parameter], values: dict[str, Any]) -> Iterator[str]:
+    """Yield the paths that options may name; a scorer has its own behind a colon."""
+    for param in params:
+        if isinstance(param.type, Readable | click.Path) and not isinstance(param.type, Writable):
+            value = values.get(str(param.name)) or ()
+            for one in map(str, value if isinstance(value, tuple) else (value,)):
+                yield from (one, one.partition(":")[2])
 
 
 def load(options: dict[str, Any]) -> "Loaded":

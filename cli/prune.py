@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--tune", type=int, help="Passes that fit scales and biases to the dense model.")
 @click.option(
     "--calibration",
+    type=shared.readable,
     default="builtin",
     show_default=True,
     help="A text file, a datasets id, builtin, or self: what the model writes.",
@@ -52,7 +53,11 @@ if TYPE_CHECKING:
 @click.option("--length", default=512, show_default=True, help="Tokens per sample.")
 @click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--layer-device", help="Where layers are computed one at a time, as in cuda:0.")
-@click.option("--offload", help="A folder: keep the weights in files there, not in memory.")
+@click.option(
+    "--offload",
+    type=shared.readable,
+    help="A folder: keep the weights in files there, not in memory.",
+)
 @click.option("--relevance", type=click.Path(path_type=Path), help="Scores from a score folder.")
 @click.option("--rank", default="abs", show_default=True, help="abs or signed, of --relevance.")
 @click.option("--other-model", is_flag=True, help="Use a relevance of other weights all the same.")
@@ -60,7 +65,10 @@ if TYPE_CHECKING:
 @click.option("--compensate", is_flag=True, help="Put the mean of what is removed into a bias.")
 @click.option("--compare", help="Recipes, comma-separated: a table of perplexities, no model.")
 @click.option("--sweep", help="Sparsities, comma-separated: the same, with curves.")
-@click.option("--perplexity", default="builtin", show_default=True, help="Text of the tables.")
+@click.option(
+    "--perplexity", type=shared.readable, default="builtin", show_default=True,
+    help="Text of the tables.",
+)  # fmt: skip
 @click.option("--window", default=1024, show_default=True, help="Tokens per window of it.")
 @click.option("--limit", default=12, show_default=True, help="Windows of it.")
 @click.option("--resume", is_flag=True, help="Keep progress beside the output; go on from it.")
@@ -74,8 +82,8 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     Weights become zero where they are. Neurons, heads and layers are taken out, so that the model
     is smaller, unless --zero. With --compare or --sweep nothing is written but a table.
     """
-    from ..core.artefact import check_output
     from ..core.errors import ExciseError, unknown_name
+    from ..core.output import progress_of
 
     parts = ("weights", "neurons", "heads", "layers")
     if options["components"] not in parts:
@@ -85,12 +93,10 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     if output is None and not options["dry_run"] and not table:
         raise ExciseError("say where the model goes: -o FOLDER")
     if output is not None and not options["dry_run"]:
-        check_output(output, overwrite)
+        shared.check_output(output, overwrite, "pruning-table" if table else "model")
     if options["resume"] and output is None:
         raise ExciseError("--resume keeps its progress beside the output: give -o FOLDER")
-    progress = (
-        output.with_name(f".{output.name}.progress") if options["resume"] and output else None
-    )
+    progress = progress_of(output) if options["resume"] and output else None
     if table:
         _table(output, overwrite, as_json, progress, options)
     elif options["components"] == "weights" and options["relevance"] is None:

@@ -137,11 +137,12 @@ def measure_all(
 
 def write_table(found: Table, output: Path | None, overwrite: bool, as_json: bool) -> None:
     """Print the table, and write it to a folder with a page."""
-    from ..core.artefact import SCHEMA, versions, whole_folder
+    from ..core.artefact import SCHEMA, versions
+    from ..core.output import whole_folder
     from ..viz.page import write_page
 
     if output is not None:
-        with whole_folder(output, overwrite) as folder:
+        with whole_folder(output, overwrite, "pruning-table") as folder:
             head = {"schema": SCHEMA, "kind": "pruning-table", "versions": versions()}
             content = json.dumps({**head, **found.to_json()}, indent=2, allow_nan=False)
             (folder / "config.json").write_text(content + "\n")

@@ -9,8 +9,8 @@ from . import options as shared
 
 
 @click.command("revert", epilog="Example: excise revert corrected -o base")
-@click.argument("model", metavar="MODEL")
-@click.argument("edit", metavar="[EDIT]", required=False)
+@shared.model_argument
+@click.argument("edit", metavar="[EDIT]", required=False, type=shared.readable)
 @click.option("--all", "everything", is_flag=True, help="Take out every edit.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @shared.output_options
@@ -36,6 +36,7 @@ def command(
 
     if output is None:
         raise ExciseError("a reverted model is a new folder: give -o FOLDER")
+    shared.check_output(output, overwrite, "model", in_place=True)
     if edit and everything:
         raise ExciseError(f"--all takes out every edit: give it, or {edit}")
     wanted = Edit.from_pretrained(edit) if edit and Path(edit).exists() else edit

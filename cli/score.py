@@ -43,10 +43,10 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
 
     Under `accelerate launch` the samples are shared out over the processes.
     """
-    from ..core.artefact import check_output
     from ..core.data import check_length
     from ..core.errors import ExciseError
     from ..core.memory import peak, readable
+    from ..core.output import progress_of
     from ..lrp.methods import check_aggregate, get_method
     from ..lrp.run import choose_batch_size, forecast, score
     from ..lrp.targets import get_target
@@ -55,7 +55,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     if output is None and not dry_run:
         raise ExciseError("say where the relevance goes: -o FOLDER")
     if output is not None and not dry_run:
-        check_output(output, overwrite)
+        shared.check_output(output, overwrite, "relevance")
     source = shared.source_of(options)
     target = options.pop("target") or source.default_target
     batch = options.pop("batch_size")
@@ -77,7 +77,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         tell(json.dumps({"samples": len(samples), "batch_size": size, "peak": expected.peak}))
         return
     assert output is not None
-    progress = output.with_name(f".{output.name}.progress") if resume else None
+    progress = progress_of(output) if resume else None
     started = time.perf_counter()
     relevance = score(loaded.model, samples, batch_size=size, resume=progress, progress=True, **fit)
     seconds = time.perf_counter() - started

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options as shared
-from .show_circuit import show_circuit
+from .show_circuit import WRITTEN, show_circuit
 from .show_edit import show_edit
 
 
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--top", default=10, show_default=True, help="How many components.")
 @click.option("--rank", default="abs", show_default=True, help="abs or signed.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with heatmaps.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Write a circuit's graph as SVG.")
-@click.option("--dot", type=click.Path(path_type=Path), help="Write it for Graphviz.")
+@click.option("--html", type=shared.writable, help="Write a page with heatmaps.")
+@click.option("--svg", type=shared.writable, help="Write a circuit's graph as SVG.")
+@click.option("--dot", type=shared.writable, help="Write it for Graphviz.")
+@click.option("--eap-ig", type=shared.writable, help="Write a circuit as EAP-IG's and MIB's JSON.")
+@shared.overwrite_option
 @click.option(
-    "--eap-ig", type=click.Path(path_type=Path), help="Write a circuit as EAP-IG's and MIB's JSON."
-)
-@click.option("--tokenizer", help="Model whose tokenizer reads the tokens.  [default: its own]")
+    "--tokenizer", type=shared.readable,
+    help="Model whose tokenizer reads the tokens.  [default: its own]",
+)  # fmt: skip
 @click.option(
     "--against", type=click.Path(path_type=Path), help="Another relevance: rank correlation."
 )
@@ -39,6 +41,7 @@ def command(
     svg: Path | None,
     dot: Path | None,
     eap_ig: Path | None,
+    overwrite: bool,
     tokenizer: str | None,
     against: Path | None,
     as_json: bool,
@@ -61,11 +64,14 @@ def command(
     }.get(str(kind), drawn)  # fmt: skip
     if wrong := [f"--{name.replace('_', '-')}" for name, value in unfit.items() if value]:
         raise ExciseError(f"{folder} holds {kind}, which {', '.join(wrong)} cannot be given for")
+    for name, path in {"html": html, **drawn}.items():
+        if path is not None:
+            shared.check_output(path, overwrite, WRITTEN[name])
     if kind == "edit":
         show_edit(folder, top, as_json)
         return
     if kind == "circuit":
-        show_circuit(folder, top, as_json, {"html": html, **drawn})
+        show_circuit(folder, top, as_json, {"html": html, **drawn}, overwrite)
         return
     relevance = Relevance.from_pretrained(folder)
     rows = {
@@ -75,7 +81,7 @@ def command(
     }
     agreement = compare(relevance, against) if against else {}
     if html is not None:
-        draw(relevance, html, tokenizer)
+        draw(relevance, html, tokenizer, overwrite)
     if as_json:
         found = {"config": relevance.config, "top": rows, "rank_correlation": agreement}
         click.echo(json.dumps(found))
@@ -123,13 +129,14 @@ def has_bounds(relevance: "Relevance", name: str) -> bool:
     return len(relevance.samples.get(name, ())) > 1
 
 
-def draw(relevance: "Relevance", path: Path, tokenizer: str | None = None) -> None:
+def draw(
+    relevance: "Relevance", path: Path, tokenizer: str | None = None, overwrite: bool = False
+) -> None:
     """Write a page with heatmaps of heads, neurons and tokens.
 
     Raises:
-        ExciseError: The folder of the page does not exist.
+        ExciseError: The page cannot be written.
     """
-    from ..core.errors import ExciseError
     from ..viz.page import page, write_page
 
     config = relevance.config
@@ -140,10 +147,7 @@ def draw(relevance: "Relevance", path: Path, tokenizer: str | None = None) -> No
     footer = f"model hash {config['model_hash']}, data {config['data']}"
     title = f"Relevance in {config['model']}"
     sections = relevance_sections(relevance, read_tokens(relevance, tokenizer))
-    try:
-        write_page(path, page(title, sections, subtitle=subtitle, footer=footer))
-    except OSError as error:
-        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_page(path, page(title, sections, subtitle=subtitle, footer=footer), overwrite)
 
 
 def relevance_sections(

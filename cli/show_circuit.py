@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from ..circuits.circuit import Circuit
 
 
-def show_circuit(folder: Path, top: int, as_json: bool, files: dict[str, Path | None]) -> None:
+WRITTEN = {"html": "page", "svg": "drawing", "dot": "graph", "eap_ig": "EAP-IG file"}
+"""What kinds of files the options of `show` write: see `core.output`."""
+
+
+def show_circuit(
+    folder: Path, top: int, as_json: bool, files: dict[str, Path | None], overwrite: bool = False
+) -> None:
     """Print a circuit, and write it as `html`, `svg`, `dot` or `eap_ig` where a path is given.
 
     Raises:
@@ -24,7 +30,7 @@ def show_circuit(folder: Path, top: int, as_json: bool, files: dict[str, Path | 
     circuit = Circuit.from_pretrained(folder)
     for kind, path in files.items():
         if path is not None:
-            export(circuit, kind, path)
+            export(circuit, kind, path, overwrite)
     if as_json:
         click.echo(json.dumps({**circuit.as_json(), "written": {
             kind: str(path) for kind, path in files.items() if path is not None
@@ -38,27 +44,23 @@ def show_circuit(folder: Path, top: int, as_json: bool, files: dict[str, Path | 
             click.echo(f"written to {path}")
 
 
-def export(circuit: "Circuit", kind: str, path: Path) -> None:
+def export(circuit: "Circuit", kind: str, path: Path, overwrite: bool = False) -> None:
     """Write a circuit in one layout.
 
     Raises:
-        ExciseError: The file cannot be written.
+        ExciseError: A grain that has no such layout, or the file cannot be written.
     """
     from ..circuits import page
     from ..circuits.exchange import write_eap_ig
-    from ..core.errors import ExciseError
-    from ..viz.page import write_page
+    from ..core.output import whole_file
 
     if kind == "eap_ig":
-        write_eap_ig(circuit, path)
+        write_eap_ig(circuit, path, overwrite)
         return
-    writers = {
+    drawn = {
         "html": page.circuit_html, "svg": page.circuit_svg_of, "dot": page.circuit_dot_of,
     }  # fmt: skip
-    try:
-        write_page(path, writers[kind](circuit))
-    except OSError as error:
-        raise ExciseError(f"{path} cannot be written: {error.strerror or error}") from error
+    whole_file(path, drawn[kind](circuit), overwrite, WRITTEN[kind])
 
 
 def described(circuit: "Circuit", most: int = 12) -> str:

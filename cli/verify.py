@@ -11,7 +11,7 @@ from .evaluate import GATE_NOT_MET
 
 
 @click.command("verify", epilog="Example: excise verify corrected edit")
-@click.argument("model", metavar="MODEL")
+@shared.model_argument
 @click.argument("edit", metavar="[EDIT]", required=False, type=click.Path(path_type=Path))
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @shared.json_option

@@ -13,6 +13,14 @@ class ExciseError(Exception):
     """An expected failure; the command line prints it as one line and exits with 1."""
 
 
+class UnwritableError(ExciseError):
+    """A disk refuses an output, or is full."""
+
+    def __init__(self, path: object, reason: str):
+        super().__init__(f"{path} cannot be written: {reason}")
+        self.reason = reason
+
+
 class UnsupportedModelError(ExciseError):
     """The model's type, or one of its modules, has no known rule."""
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from .artefact import whole_folder
-from .errors import ExciseError
 from .loading import Loaded
+from .output import whole_folder
 from .reading import read_json
 
 
@@ -40,18 +39,15 @@ def save_model(
         loaded: Model and tokenizer.
         path: The folder to make: weights as safetensors, config, tokenizer, `excise.json`.
         recipe: What was done to the model; JSON values.
-        overwrite: Whether an existing model folder may be replaced.
+        overwrite: Whether an existing model folder may be replaced; never the model's own.
         parts: Artefacts to put beside the weights, by the name of their folder.
     """
-    with whole_folder(path, overwrite) as folder:
+    with whole_folder(path, overwrite, "model", [loaded.name]) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
         for name, part in (parts or {}).items():
-            try:
-                part.save_pretrained(folder / name)
-            except ExciseError as error:  # to be told of the whole folder, not of a temporary one
-                raise error.__cause__ or error from None
+            part.save_pretrained(folder / name)
 
 
 def read_recipes(folder: str | Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .artefact import read_config, whole_folder
+from .artefact import read_config
 from .errors import ExciseError, first_line
+from .output import settled, whole_folder
 from .reading import as_path
 
 
@@ -94,7 +95,7 @@ def load_model(
     if (path := Path(name)).suffix == ".gguf":
         source = str(converted_gguf(path))
     else:
-        source = str(converted_gguf(embedded_gguf())) if name == EMBEDDED else name
+        source = str(converted_gguf(embedded_gguf()) if name == EMBEDDED else settled(name))
     if offload is not None:
         _check_offload(options)
     shared: dict[str, Any] = {"revision": options.revision, "trust_remote_code": False}
@@ -180,7 +181,7 @@ def converted_gguf(path: Path) -> Path:
             raise ExciseError(f"cannot read {path}: {first_line(error)}") from error
         drop_quantisation(model)
         try:
-            with whole_folder(folder) as temporary:
+            with whole_folder(folder, False, "model") as temporary:
                 model.save_pretrained(temporary)
                 tokenizer.save_pretrained(temporary)
         except ExciseError:
@@ -315,7 +316,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         return converted_gguf(embedded_gguf())
     if (path := as_path(name)).suffix == ".gguf":
         return converted_gguf(path)
-    if path.is_dir():
+    if (path := Path(settled(path))).is_dir():
         return path
     if path.exists() or path.is_absolute() or name.startswith("."):
         raise ExciseError(f"no folder at {path}: give a HuggingFace model folder or hub id")

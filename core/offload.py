@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artefact import scratch_folder
 from .errors import ExciseError
+from .output import scratch_folder
 from .reading import shard_names
 
 

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .artefact import read_artefact, write_artefact
 from .errors import ExciseError
+from .output import remove_progress
 
 
 if TYPE_CHECKING:
@@ -119,14 +117,5 @@ class Progress:
         return found
 
     def forget(self) -> None:
-        """Remove all of it, once its run is done.
-
-        It is renamed first, to a name that `check_output` sweeps up after a kill: half a folder
-        under its own name would stop the next run.
-        """
-        if self.folder is None:
-            return
-        gone = self.folder.with_suffix(f".{os.getpid()}.part")
-        with suppress(OSError):  # the output is written, and that is what counts
-            self.folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        """Remove all of it, once its run is done."""
+        remove_progress(self.folder)

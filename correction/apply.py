@@ -1,5 +1,6 @@
 """Edits on checkpoints: bind, apply, revert; streamed, and undone bit by bit."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.artefact import check_output, versions, whole_folder
+from ..core.artefact import versions
 from ..core.errors import ExciseError
 from ..core.export import EDITS
+from ..core.output import check_output, whole_folder
 from .checkpoint import Checkpoint, digest, fingerprint
 from .edit import Edit
 from .record import RECORD, State, original_of, tensor_changes, write_record
@@ -106,7 +108,7 @@ def apply_edit(
         folder: The edits' base checkpoint, or one that edits of the same base are in already.
         edit: One or several.
         output: The folder to make, which holds record and undo data, too; may be `folder`.
-        overwrite: Whether it may replace an existing one.
+        overwrite: Whether it may replace an existing model folder.
         seen: What is in the `seen.json` beside an edit, by the edit's digest; it is kept with the
             edit, for `excise eval` to know what found or chose it.
 
@@ -114,9 +116,8 @@ def apply_edit(
         ExciseError: Not the edits' base, an edit that is in there already, a conflict of edits, or
             an output that is taken.
     """
-    check_output(output, overwrite)
+    state = _state(folder, output, overwrite)
     edits = (edit,) if isinstance(edit, Edit) else tuple(edit)
-    state = State.of(folder)
     state = replace(state, seen={**state.seen, **(seen or {})})
     for new in edits:
         if new.digest in {old.digest for old in state.edits}:
@@ -140,14 +141,13 @@ def revert(
         folder: An edited model.
         output: The folder to make; may be `folder`.
         edit: Which one goes, or the beginning of its digest; the last one if None.
-        overwrite: Whether the output may replace an existing folder.
+        overwrite: Whether the output may replace an existing model folder.
         everything: Take out all edits.
 
     Raises:
         ExciseError: No such edit in the folder, or tensors that were changed since.
     """
-    check_output(output, overwrite)
-    state = State.of(folder)
+    state = _state(folder, output, overwrite)
     if not state.edits:
         raise ExciseError(f"{folder} has no edits: nothing to revert")
     wanted = edit.digest if isinstance(edit, Edit) else edit
@@ -166,13 +166,31 @@ def revert(
     return _rewrite(state, rest, output, overwrite)
 
 
+def _state(folder: str | Path, output: str | Path, overwrite: bool) -> State:
+    """Read a folder, once the output is known to lose nothing: not even in place.
+
+    Raises:
+        ExciseError: As `check_output`; or a file that would be lost, or is not the folder's own.
+    """
+    in_place = os.path.realpath(folder) == os.path.realpath(output)
+    check_output(output, overwrite, "model", () if in_place else (folder,))
+    state = State.of(folder)
+    _, left_out, hidden = _files(state.checkpoint)
+    if in_place and (lost := [*left_out, *hidden]):
+        raise ExciseError(
+            f"{folder} holds {lost[0]}, which would not be in its new version: give another -o, "
+            "or move it out of the folder"
+        )
+    return state
+
+
 def _rewrite(state: State, edits: tuple[Edit, ...], output: str | Path, overwrite: bool) -> Written:
     """Copy a folder, with the tensors of the base scaled by the given edits."""
     checkpoint = state.checkpoint
     old, new = (tensor_changes(checkpoint, some) for some in (state.edits, edits))
-    files, left_out = _files(checkpoint)
+    files, left_out, _ = _files(checkpoint)
     undo: dict[str, Tensor] = {}
-    with whole_folder(output, overwrite) as temporary:
+    with whole_folder(output, overwrite, "model") as temporary:
         for file in files:
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.folder / file, temporary / file)
@@ -189,14 +207,31 @@ def _rewrite(state: State, edits: tuple[Edit, ...], output: str | Path, overwrit
     return Written(Path(output), edits, tuple(sorted({*old, *new})), tuple(map(str, left_out)))
 
 
-def _files(checkpoint: Checkpoint) -> tuple[list[Path], list[Path]]:
-    """Return which files to copy, and which to leave out; hidden folders are never looked into."""
-    copied, left_out = [], []
-    for path in sorted(checkpoint.folder.rglob("*")):
+def _files(checkpoint: Checkpoint) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return which files to copy, and which not: other weights, and what is in hidden folders.
+
+    Raises:
+        ExciseError: A link to what is neither in the folder nor in the hub's cache of the model.
+            Of tensors it may be one, since they are known by their hash.
+    """
+    copied, left_out, hidden = [], [], []
+    top = checkpoint.folder.resolve()
+    own = {top, top.parents[1] / "blobs"} if top.parent.name == "snapshots" else {top}
+    for path in sorted(filter(Path.is_file, checkpoint.folder.rglob("*"))):
         file = path.relative_to(checkpoint.folder)
-        hidden = any(part.startswith(".") for part in file.parent.parts)
-        if hidden or not path.is_file() or file.parts[0] in (RECORD, EDITS):
+        if file.parts[0] in (RECORD, EDITS):
             continue
-        twin = file.suffix in _TWINS and str(file) not in checkpoint.files
-        (left_out if twin else copied).append(file)
-    return copied, left_out
+        if any(part.startswith(".") for part in file.parent.parts):
+            hidden.append(file)
+        elif str(file) in checkpoint.files:
+            copied.append(file)
+        elif file.suffix in _TWINS:
+            left_out.append(file)
+        elif own.isdisjoint(path.resolve().parents):
+            raise ExciseError(
+                f"{path} is a link out of the folder, which is not copied: put the file itself "
+                "there, or remove the link"
+            )
+        else:
+            copied.append(file)
+    return copied, left_out, hidden

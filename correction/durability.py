@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..core.artefact import scratch_folder
 from ..core.data import Sample, batches
 from ..core.errors import ExciseError, first_line, look_up
 from ..core.families import family_of
 from ..core.loading import Loaded, LoadOptions, cache_folder, load_model
+from ..core.output import scratch_folder
 from ..eval.outcome import Metric
 from ..eval.run import Evaluation, evaluate
 from ..eval.statistics import Measure

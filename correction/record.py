@@ -141,10 +141,7 @@ def write_record(
     (folder / EDITS).mkdir()
     for edit in edits:
         part = folder / EDITS / edit.digest[:12]
-        try:
-            edit.save_pretrained(part)
-        except ExciseError as error:  # to be told of the whole folder, not of a temporary one
-            raise error.__cause__ or error from None
+        edit.save_pretrained(part)
         if edit.digest in seen:
             (part / SEEN).write_bytes(seen[edit.digest])
     content = save(dict(undo))

@@ -1,7 +1,6 @@
 """Progress of a pruning run on disk: one file per finished layer."""
 
 import json
-import shutil
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import ExciseError, first_line
+from ..core.output import remove_progress
 from ..core.progress import check_same, digests
 from ..core.reading import read_json
 
@@ -37,9 +37,9 @@ class Progress:
         written, own, found = self.folder / "recipe.json", digests(asked), None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            fresh = not any(self.folder.glob("*.safetensors")) and not written.is_file()
+            partial = written.with_suffix(".part")
+            fresh = {path.name for path in self.folder.iterdir()} <= {partial.name}
             if fresh:
-                partial = written.with_suffix(".part")
                 partial.write_text(json.dumps(own))
                 partial.rename(written)
             elif written.is_file():
@@ -89,8 +89,7 @@ class Progress:
 
     def remove(self) -> None:
         """Remove the folder, once the result is safe."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        remove_progress(self.folder)
 
     def _layer(self, step: int, index: int) -> Path:
         assert self.folder is not None

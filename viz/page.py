@@ -9,11 +9,11 @@ import base64
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.output import whole_file
 from .style import stylesheet
 from .text import escape
 
@@ -99,27 +99,22 @@ def page(
 """
 
 
-def write_page(path: str | os.PathLike[str], html: str) -> Path:
-    """Saves a page so that a killed run leaves the old file or the new one, never half of it.
+def write_page(path: str | os.PathLike[str], html: str, overwrite: bool = False) -> Path:
+    """Saves a page, whole or not at all.
 
     Args:
-        path: The file; its folder must exist. An existing file is replaced.
+        path: The file.
         html: The document.
+        overwrite: Whether an existing page may be replaced.
 
     Returns:
         The path.
+
+    Raises:
+        ExciseError: The path is taken, or cannot be written.
     """
     path = Path(path)
-    content = html.encode("utf-8")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    whole_file(path, html, overwrite, "page")
     return path
 
 

@@ -162,7 +162,10 @@ CASES = [
     ("score {model} --prompts {prompts} -o {nan_relevance}", "{nan_relevance}"),
     ("prune {model} --relevance {relevance} --sparsity 0.3", "-o"),
     ("prune {model} --relevance {relevance} --components heads -o {out}", "--sparsity"),
-    ("show {relevance} --html {missing}/page.html", "{missing}"),
+    ("show {relevance} --html {taken}/page.html", "{taken}"),
+    ("show {relevance} --html {taken}", "{taken}"),
+    ("show {relevance} --html {taken} --overwrite", "{taken}"),
+    ("show {relevance} --html {relevance}/config.json --overwrite", "{relevance}/config.json"),
     # which relevance
     ("show {missing}", "{missing}"),
     ("show {model}", "llama"),
@@ -210,7 +213,7 @@ def test_one_line_and_nothing_left(files: dict[str, str], tmp_path: Path, comman
 
 
 @pytest.mark.parametrize("command", [SCORE, PRUNE])
-@pytest.mark.parametrize("call", ["save", "rename"])
+@pytest.mark.parametrize("call", ["save", "replace"])
 def test_a_full_disk(
     files: dict[str, str],
     tmp_path: Path,
@@ -221,8 +224,8 @@ def test_a_full_disk(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if call == "rename":
-        monkeypatch.setattr(Path, "rename", full)
+    if call == "replace":
+        monkeypatch.setattr(Path, "replace", full)
     else:
         import transformers.modeling_utils as modeling
 

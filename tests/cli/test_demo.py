@@ -25,6 +25,9 @@ def test_demo(
     assert page.count("<svg") == 2
     assert "cut at random, draw 2" in page
     assert Relevance.from_pretrained(out / "relevance").config["n_samples"] == 6
-    again = excise(*arguments)  # its own folder may be replaced
+    taken = excise(*arguments)
+    assert (taken.exit_code, taken.stdout) == (1, "")
+    assert "out exists" in taken.stderr
+    again = excise(*arguments, "--overwrite")
     assert again.exit_code == 0
     assert again.stdout.splitlines()[0].startswith("model ")

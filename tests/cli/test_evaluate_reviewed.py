@@ -80,7 +80,7 @@ def test_a_model_is_never_overwritten_by_a_report(
     model, report = tiny_folder("opt"), tmp_path / "report"
     measured = ("eval", model, "--perplexity", text_file, "--window", 32, "--overwrite")
     found = excise(*measured, "-o", model)
-    assert (found.exit_code, "holds a model and no report" in found.stderr) == (1, True)
+    assert (found.exit_code, "holds model and is not overwritten" in found.stderr) == (1, True)
     assert (model / "model.safetensors").is_file()
     for _ in range(2):
         assert excise(*measured, "-o", report).exit_code == 0

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from excise.core.artefact import read_artefact, whole_folder, write_artefact
+from excise.core.artefact import read_artefact, write_artefact
 from excise.core.errors import ExciseError
+from excise.core.output import whole_folder
 
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1, 2])}
@@ -26,12 +27,6 @@ def write(path: Path, overwrite: bool = False, **config: Any) -> None:
 
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_what_is_written_is_read(tmp_path: Path):
@@ -51,7 +46,7 @@ def test_an_exception_leaves_what_was_there(
 ):
     if there:
         write(tmp_path / "out", n=1)
-    with suppress(error), whole_folder(tmp_path / "out", overwrite=True) as folder:
+    with suppress(error), whole_folder(tmp_path / "out", True, "thing") as folder:
         (folder / "half").write_text("half")
         assert folder.parent == tmp_path
         raise error
@@ -70,7 +65,7 @@ def test_overwriting(tmp_path: Path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for name in ("mine", "file"):
-        with pytest.raises(ExciseError, match="not overwritten"):
+        with pytest.raises(ExciseError, match="nothing that excise knows"):
             write(tmp_path / name, overwrite=True)
     for name in ("file/out", "file/deep/out"):
         with pytest.raises(ExciseError, match="file is a file"):
@@ -81,8 +76,8 @@ def test_overwriting(tmp_path: Path):
 
 KILLED = """
 import sys
-from excise.core.artefact import whole_folder
-with whole_folder(sys.argv[1], overwrite=True) as folder:
+from excise.core.output import whole_folder
+with whole_folder(sys.argv[1], True, "thing") as folder:
     (folder / "half").write_text("half")
     print("writing", flush=True)
     sys.stdin.read()
@@ -102,7 +97,7 @@ def test_kill_9_while_writing(tmp_path: Path, there: bool):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert out.exists() == there
-    assert f".out[1].{process.pid}.part" in left(tmp_path)
+    assert ".out[1].excise.part" in left(tmp_path)
     write(out, overwrite=there, n=2)
     assert left(tmp_path) == ["out[1]"]
     assert read_artefact(out, "thing")[0]["n"] == 2
@@ -110,7 +105,7 @@ def test_kill_9_while_writing(tmp_path: Path, there: bool):
 
 def test_killed_between_two_renames(tmp_path: Path):
     write(tmp_path / "out", n=1)
-    (tmp_path / "out").rename(tmp_path / f".out.{dead_pid()}.old")
+    (tmp_path / "out").rename(tmp_path / ".out.excise.old")
     with pytest.raises(ExciseError, match="out exists"):  # it is back
         write(tmp_path / "out", n=2)
     assert read_artefact(tmp_path / "out", "thing")[0]["n"] == 1
@@ -119,7 +114,7 @@ def test_killed_between_two_renames(tmp_path: Path):
 
 def test_a_longer_name_is_another_output(tmp_path: Path):
     write(tmp_path / "out.v2", n=1)
-    (tmp_path / "out.v2").rename(tmp_path / f".out.v2.{dead_pid()}.old")  # killed, its only copy
+    (tmp_path / "out.v2").rename(tmp_path / ".out.v2.excise.old")  # killed, its only copy
     write(tmp_path / "out", n=2)
     write(tmp_path / "out", n=3, overwrite=True)
     with pytest.raises(ExciseError, match="v2 exists"):
@@ -129,7 +124,7 @@ def test_a_longer_name_is_another_output(tmp_path: Path):
 
 
 def test_what_others_write_is_left_alone(tmp_path: Path):
-    names = [f".out.{os.getppid()}.part", ".out.notes.old", ".out.progress", ".other.1.part"]
+    names = [".out.part", ".out.notes.old", ".out.progress", ".other.excise.part"]
     for name in names:
         (tmp_path / name).mkdir()
     write(tmp_path / "out")
@@ -137,7 +132,7 @@ def test_what_others_write_is_left_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("owner", ["safetensors.torch.save_file", "pathlib.Path.rename"])
+@pytest.mark.parametrize("owner", ["safetensors.torch.save_file", "pathlib.Path.replace"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str, there: bool):
     if there:
         write(tmp_path / "out", n=1)
@@ -153,14 +148,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str
 
 def test_the_old_folder_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "out", n=1)
-    rename = Path.rename
+    replace = Path.replace
 
     def refused(self: Path, target: Path) -> Path:
         if self.name.endswith(".part"):
             raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "rename", refused)
+    monkeypatch.setattr(Path, "replace", refused)
     with pytest.raises(ExciseError, match="Input/output error"):
         write(tmp_path / "out", overwrite=True, n=2)
     assert read_artefact(tmp_path / "out", "thing")[0]["n"] == 1

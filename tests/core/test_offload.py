@@ -13,6 +13,7 @@ from excise.core import offload
 from excise.core.errors import ExciseError
 from excise.core.loading import LoadOptions, load_model
 from excise.core.memory import on_disk
+from filelock import FileLock
 
 
 KINDS = ("llama-gqa", "llama-untied", "llama-bias", "mistral", "qwen3", "gemma3", "opt", "opt-350m")
@@ -77,7 +78,9 @@ def test_nothing_is_left_behind(
     tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """After a full disk, an interrupt, a damaged file; and what a killed run left goes, too."""
-    dead, alive = (f".excise-scratch.x.{pid}.part" for pid in (2**22 + 1, os.getpid()))
+    dead, alive = (f".excise-scratch.{name}.excise.part" for name in ("dead", "alive"))
+    lock = FileLock(tmp_path / ".excise-scratch.alive.excise.lock")  # of whoever works there
+    lock.acquire()
     for name in (dead, alive):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weight").write_bytes(b"0")
@@ -96,12 +99,14 @@ def test_nothing_is_left_behind(
             patch.setattr(offload, "on_disk", fail)
             with pytest.raises(seen, match=said):
                 load_model(name, offload=tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == [alive]
+        assert {path.name for path in tmp_path.iterdir()} == {alive, Path(lock.lock_file).name}
     broken = tmp_path / "broken"
     shutil.copytree(name, broken)
     os.truncate(broken / "model.safetensors", 1000)
     with pytest.raises(ExciseError, match="damaged"):
         load_model(str(broken), offload=tmp_path)
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
     assert {path.name for path in tmp_path.iterdir()} == {alive, "broken"}
 
 

@@ -297,6 +297,83 @@ def test_a_factor_beyond_the_dtype(checkpoint: Folder, tmp_path: Path):
 
 
 UNITS = st.tuples(st.integers(0, 1), st.integers(0, 23))
+
+
+def test_in_place_loses_nothing(checkpoint: Folder, tmp_path: Path):
+    base, model = checkpoint("llama-gqa"), tmp_path / "model"
+    shutil.copytree(base, model)
+    (tmp_path / "link").symlink_to(model)
+    edit = bind(HEADS, base)
+    for lost in (model / "pytorch_model.bin", model / ".git" / "objects" / "pack"):
+        lost.parent.mkdir(parents=True, exist_ok=True)
+        lost.write_text("the only copy")
+        before = contents(tmp_path)
+        for output in (model, tmp_path / "link"):
+            with pytest.raises(ExciseError, match=f"holds {lost.relative_to(model)}, which"):
+                apply_edit(model, edit, output, overwrite=True)
+        assert contents(tmp_path) == before
+        apply_edit(model, edit, tmp_path / "out")
+        edit.save_pretrained(tmp_path / "edit")
+        with pytest.raises(ExciseError, match="holds edit and is not overwritten"):
+            apply_edit(model, edit, tmp_path / "edit", overwrite=True)
+        for gone in ("out", "edit"):
+            shutil.rmtree(tmp_path / gone)
+        lost.unlink()
+    apply_edit(model, edit, tmp_path / "link", overwrite=True)
+    assert verify(model, edit).holds
+    revert(tmp_path / "link", model, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert contents(model) == contents(base)
+
+
+def test_no_link_out_of_the_folder_is_followed(checkpoint: Folder, tmp_path: Path):
+    base, model = checkpoint("llama-gqa"), tmp_path / "snapshots" / "model"
+    shutil.copytree(base, model)
+    edit = bind(HEADS, base)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("secret")
+    (tmp_path / "blobs").symlink_to("private")  # as if it were the hub's cache
+    (model / "notes.txt").symlink_to(tmp_path / "private" / "key")
+    (model / "more.txt").symlink_to("../../blobs/key")
+    before = contents(tmp_path)
+    for name in ("more.txt", "notes.txt"):
+        with pytest.raises(ExciseError, match=f"{name} is a link out of the folder"):
+            apply_edit(model, edit, tmp_path / "out")
+        (model / name).unlink()
+    (model / "other.bin").symlink_to(tmp_path / "private" / "key")  # not copied in any case
+    (model / "folder").symlink_to(tmp_path / "private")
+    (model / "again.json").symlink_to("config.json")
+    (tmp_path / "weights").mkdir()
+    for file in model.glob("*.safetensors"):  # on another disk; known by their hashes
+        shutil.move(file, tmp_path / "weights")
+        file.symlink_to(tmp_path / "weights" / file.name)
+    done = apply_edit(model, edit, tmp_path / "out")
+    assert done.left_out == ("other.bin",)
+    assert "folder" not in {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / "again.json").read_bytes() == (base / "config.json").read_bytes()
+    assert verify(tmp_path / "out", edit).holds
+    apply_edit(base, edit, tmp_path / "edited")
+    (tmp_path / "edited" / "notes.txt").symlink_to(tmp_path / "private" / "key")
+    with pytest.raises(ExciseError, match=r"notes\.txt is a link out of the folder"):
+        revert(tmp_path / "edited", tmp_path / "back")
+    assert {name for name in before if name.startswith("private")} == {"private/key"}
+    assert b"secret" not in contents(tmp_path / "out").values()
+
+
+def test_a_snapshot_of_the_hubs_cache(checkpoint: Folder, tmp_path: Path):
+    base, model = checkpoint("llama-gqa"), tmp_path / "models--org--x" / "snapshots" / "0a1b"
+    (model.parents[1] / "blobs").mkdir(parents=True)
+    model.mkdir(parents=True)
+    for number, file in enumerate(base.iterdir()):
+        shutil.copy(file, model.parents[1] / "blobs" / f"{number}")
+        (model / file.name).symlink_to(f"../../blobs/{number}")
+    edit = bind(HEADS, model)
+    apply_edit(model, edit, tmp_path / "out")
+    revert(tmp_path / "out", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
 FACTORS = st.floats(-4, 4, width=32)
 
 

@@ -24,7 +24,7 @@ Folder = Callable[..., Path]
 KILLED = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
-from excise.core.artefact import check_output
+from excise.core.output import check_output
 from excise.core.errors import ExciseError
 from excise.correction.apply import apply_edit
 from excise.correction.edit import Edit
@@ -65,9 +65,9 @@ random.seed(0)
 for n in range(20):
     begin()
     pid, status = child(whole * (n + random.random()) / 20)
-    half = (folder / f".out.{pid}.part").exists()
+    half = (folder / ".out.excise.part").exists()
     try:
-        check_output(out, overwrite=True)  # what any later run does first
+        check_output(out, True, "model")  # what any later run does first
         state = "nothing" if not out.exists() else "one" if verify(out, one).holds else "other"
         assert state != "other" or verify(out, other).holds
     except ExciseError as error:

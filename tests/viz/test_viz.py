@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from excise.core.errors import ExciseError
 from excise.viz.colour import STEPS, Scale, contrast, palette, ramp
 from excise.viz.grid import build
 from excise.viz.heatmap import NOTABLE, heatmap
@@ -332,20 +333,22 @@ def test_a_small_page_needs_no_contents():
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path):
-    path = tmp_path / "report.html"
-    assert write_page(path, "old ü") == path
+    path, old = tmp_path / "report.html", page("old ü", [])
+    assert write_page(path, old) == path
+    with pytest.raises(ExciseError, match="exists"):
+        write_page(path, page("new", []))
     with pytest.raises(UnicodeEncodeError):
-        write_page(path, "new \ud800")
-    assert path.read_text(encoding="utf-8") == "old ü"
-    write_page(str(path), "new")
+        write_page(path, "new \ud800", overwrite=True)
+    assert path.read_text(encoding="utf-8") == old
+    write_page(str(path), "new", overwrite=True)
     assert path.read_bytes() == b"new"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_a_failed_rename_leaves_no_draft(tmp_path: Path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken"):
-        write_page(tmp_path / "taken", "x")
+    with pytest.raises(ExciseError, match="taken holds nothing that excise knows"):
+        write_page(tmp_path / "taken", "x", overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
 
 
