@@ -20,43 +20,49 @@ from .graph import Graph, Reader, name
 
 
 def to_eap_ig(circuit: Circuit) -> dict[str, Any]:
-    """Return a circuit of nodes or edges in EAP-IG's JSON layout.
+    """Return a circuit of nodes, KV groups or edges in EAP-IG's JSON layout.
+
+    Every node and edge of the model is there, with a score where the circuit has one. Their reader
+    asks for a score of every edge: one that has none gets its membership, 1 or 0, in equal shares.
+    In a circuit of nodes an edge is inside if both of its ends are.
 
     Raises:
-        ExciseError: A circuit of neurons or weights.
+        ExciseError: A circuit of neurons or weights, or one without the width of its model.
     """
     graph = circuit.shape.graph
-    if circuit.level.name not in ("nodes", "edges"):
+    if circuit.level.name not in ("nodes", "kv-groups", "edges"):
         raise ExciseError(
-            f"a circuit of {circuit.level.name} has no place in EAP-IG's layout: use nodes or edges"
+            f"a circuit of {circuit.level.name} has no place in EAP-IG's layout, whose neurons are "
+            "output dimensions: use nodes, kv-groups or edges"
         )
-    nodes: dict[str, Any] = {"input": {"in_graph": True}, "logits": {"in_graph": True}}
-    kept = {name(node) for node in circuit.nodes()}
-    scores = {c.name: c.score for c in circuit.components("nodes")} if (
-        "nodes" in circuit.scores
-    ) else {}  # fmt: skip
-    for writer in graph.writers[1:]:
-        found = {"in_graph": name(writer) in kept}
-        nodes[name(writer)] = found | (
-            {"score": scores[name(writer)]} if name(writer) in scores else {}
+    if "d_model" not in circuit.config:
+        raise ExciseError(
+            "this circuit does not say how wide its model is, which EAP-IG asks for: an older "
+            "excise found it, find it again"
         )
+    inside = {name(node): True for node in (("embed",), *circuit.nodes(), ("logits",))}
+    nodes: dict[str, Any] = {
+        name(node): {"in_graph": name(node) in inside} for node in (*graph.writers, ("logits",))
+    }
+    if "nodes" in circuit.scores:  # of all but the input, which their reader then always keeps
+        for one in circuit.components("nodes"):
+            nodes[one.name]["score"] = one.score
+    ids = list(graph.edges(graph.is_edge))
+    found = circuit.scores.get("edges")
+    scores = [None] * len(ids) if found is None else found.mean.tolist()
+    chosen = circuit.in_circuit.tolist() if circuit.level.name == "edges" else [None] * len(ids)
     edges = {}
-    if circuit.level.name == "edges":
-        columns = circuit.scores["edges"].mean.tolist(), circuit.in_circuit.tolist()
-        for (writer, reader), score, chosen in zip(
-            graph.edges(graph.is_edge), *columns, strict=True
-        ):
-            heads = _heads(graph, reader)
-            for head in heads:
-                edges[f"{name(writer)}->{head}"] = {
-                    "score": score / len(heads), "in_graph": bool(chosen),
-                }  # fmt: skip
-    else:
-        for writer, reader in graph.edges(graph.is_edge):
-            inside = writer[0] == "embed" or name(writer) in kept
-            for head in _heads(graph, reader):
-                edges[f"{name(writer)}->{head}"] = {"in_graph": inside}
-    cfg = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False}
+    for (writer, reader), score, kept in zip(ids, scores, chosen, strict=True):
+        heads = _heads(graph, reader)
+        for head in heads:
+            ends = name(writer) in inside and head.split("<")[0] in inside
+            row = {"in_graph": ends if kept is None else kept}
+            row["score"] = (float(row["in_graph"]) if score is None else score) / len(heads)
+            edges[f"{name(writer)}->{head}"] = row
+    cfg = {
+        "n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False,
+        "d_model": circuit.config["d_model"],
+    }  # fmt: skip
     return {"cfg": cfg, "nodes": nodes, "edges": edges}
 
 
@@ -107,8 +113,7 @@ def read_eap_ig(path: str | Path, graph: Graph) -> Attribution:
         names = [f"{name(writer)}->{head}" for head in _heads(graph, reader)]
         if missing := [edge for edge in names if edge not in edges]:
             raise ExciseError(f"{path} has no edge {missing[0]!r}: it is of another kind of model")
-        rows = [edges[edge] for edge in names]
-        columns[writer, reader] = sum(_score(row) for row in rows)
+        columns[writer, reader] = _score([edges[edge] for edge in names])
     scored = all("score" in nodes.get(name(w), ()) for w in graph.writers[1:])
     grid = torch.tensor(
         [float(nodes[name(w)]["score"]) for w in graph.writers[1:]] if scored else []
@@ -121,8 +126,11 @@ def read_eap_ig(path: str | Path, graph: Graph) -> Attribution:
     )
 
 
-def _score(row: dict[str, Any]) -> float:
-    return float(row.get("score", row.get("in_graph", 0.0)))
+def _score(rows: list[dict[str, Any]]) -> float:
+    """Return the score of an edge that is written as one or more."""
+    if all("score" in row for row in rows):
+        return sum(float(row["score"]) for row in rows)
+    return float(any(row.get("in_graph") for row in rows))
 
 
 def _heads(graph: Graph, reader: Reader) -> list[str]:

@@ -213,7 +213,8 @@ def test_eap_igs_layout_there_and_back(
     graph = circuit.shape.graph
     found = json.loads((tmp_path / "c.json").read_text())
     per_head = graph.n_layers * (3 * 4 + 1) + 1  # readers where each head has its own keys
-    assert found["cfg"] == {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": False}
+    width = {"d_model": ModelView.of(tiny(kind)).d_model}
+    assert found["cfg"] == {"n_layers": 2, "n_heads": 4, "parallel_attn_mlp": False, **width}
     assert len({edge.split("->")[1] for edge in found["edges"]}) == per_head
     inside = sum(row["in_graph"] for row in found["edges"].values())
     assert inside >= circuit.size
