@@ -24,7 +24,7 @@ def to_eap_ig(circuit: Circuit) -> dict[str, Any]:
 
     Every node and edge of the model is there, with a score where the circuit has one. Their reader
     asks for a score of every edge: one that has none gets its membership, 1 or 0, in equal shares.
-    In a circuit of nodes an edge is inside if both of its ends are.
+    An edge is inside only if both of its ends are: a KV group's may be for some of its heads.
 
     Raises:
         ExciseError: A circuit of neurons or weights, or one without the width of its model.
@@ -50,15 +50,16 @@ def to_eap_ig(circuit: Circuit) -> dict[str, Any]:
     ids = list(graph.edges(graph.is_edge))
     found = circuit.scores.get("edges")
     scores = [None] * len(ids) if found is None else found.mean.tolist()
-    chosen = circuit.in_circuit.tolist() if circuit.level.name == "edges" else [None] * len(ids)
+    chosen = circuit.in_circuit.tolist() if circuit.level.name == "edges" else [True] * len(ids)
     edges = {}
     for (writer, reader), score, kept in zip(ids, scores, chosen, strict=True):
         heads = _heads(graph, reader)
         for head in heads:
-            ends = name(writer) in inside and head.split("<")[0] in inside
-            row = {"in_graph": ends if kept is None else kept}
-            row["score"] = (float(row["in_graph"]) if score is None else score) / len(heads)
-            edges[f"{name(writer)}->{head}"] = row
+            within = kept and name(writer) in inside and head.split("<")[0] in inside
+            edges[f"{name(writer)}->{head}"] = {
+                "score": (float(within) if score is None else score) / len(heads),
+                "in_graph": within,
+            }
     cfg = {
         "n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": False,
         "d_model": circuit.config["d_model"],
