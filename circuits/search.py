@@ -57,6 +57,10 @@ class Search:
                     "weights are set to zero, and not refined: leave --refine out, and say "
                     "--ablation zero"
                 )
+        if self.controls < 0:
+            raise ExciseError(f"controls is {self.controls}: give 0 or more")
+        if self.size is not None and self.size < 1:
+            raise ExciseError(f"size is {self.size}: give at least 1")
         if method.exact and self.level == "neurons":
             raise ExciseError("exact patching of every neuron takes days: score with 'relp'")
 

@@ -1,14 +1,14 @@
 """The options of excise correct, read and checked before a model is loaded."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..circuits.tasks import TASKS, get_task
-from ..core.errors import ExciseError, look_up
+from ..core.errors import ExciseError, look_up, shown
 from ..core.loading import DTYPES
+from ..core.numbers import amount, number, whole_number
 from ..core.reading import read_text
 from ..correction.behaviour import read_general
 from ..correction.contrast import COMPONENTS, CONTRASTS
@@ -115,9 +115,11 @@ def _prompts(options: dict[str, Any]) -> list[str] | None:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ExciseError(f"--sizes is {text!r}: give numbers with commas, as in 10,30,100")
-    return tuple(map(int, text.split(",")))
+    found = [whole_number(part) for part in text.split(",")]
+    sizes = tuple(size for size in found if size is not None)
+    if len(sizes) < len(found):
+        raise ExciseError(f"--sizes is {shown(text)}: give numbers with commas, as in 10,30,100")
+    return sizes
 
 
 def _factors(texts: Sequence[str], method: str, component: str) -> tuple[Factor, ...]:
@@ -132,12 +134,12 @@ def _factors(texts: Sequence[str], method: str, component: str) -> tuple[Factor,
                 raise ExciseError("--factor learned is for neurons or heads: give a number")
             found.append("learned")
         else:
-            try:
-                found.append(float(text))
-            except ValueError:
+            factor = number(text)
+            if factor is None:
                 raise ExciseError(
-                    f"--factor is {text!r}: give a number below 1, learned, or own"
-                ) from None
+                    f"--factor is {shown(text)}: give a number below 1, learned, or own"
+                )
+            found.append(factor)
     return tuple(dict.fromkeys(found))
 
 
@@ -154,7 +156,7 @@ def _completions(asked: int | None, behaviour: str | None, judged_prompts: bool)
 
 
 def _share(flag: str, text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(%?)\s*", text)
-    if not match or (value := float(match[1]) / (100 if match[2] else 1)) >= 10:
-        raise ExciseError(f"{flag} is {text!r}: give a share, as in 30%")
-    return value
+    found = amount(text)
+    if found is None or not 0 <= found[0] < 10:
+        raise ExciseError(f"{flag} is {shown(text)}: give a share, as in 30%")
+    return found[0]

@@ -10,6 +10,8 @@ import click
 
 from .. import __version__
 from ..core.errors import ExciseError
+from ..core.escape import one_line
+from .words import strict
 
 
 VERBS = {
@@ -44,7 +46,7 @@ class _Verbs(click.Group):
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(VERBS)}"
             raise click.UsageError(f"no verb {cmd_name!r}: {hint}", ctx)
         module = importlib.import_module(f".{_MODULES.get(cmd_name, cmd_name)}", __package__)
-        return module.command
+        return strict(module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Verbs"):
@@ -53,10 +55,15 @@ class _Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            verb = error.ctx.command_path if error.ctx else ctx.command_path
+            said = one_line(error.format_message())
+            click.echo(f"excise: {said} See {verb} --help.", err=True)
+            sys.exit(2)
         except ExciseError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"excise: {error}", err=True)
+            click.echo(f"excise: {one_line(error)}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as stop:
             said = str(stop) or "nothing half-written is left"

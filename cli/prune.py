@@ -256,9 +256,10 @@ def _listed(text: str | None) -> list[str]:
 
 
 def _share(text: str) -> float:
-    from ..core.errors import ExciseError
+    from ..core.errors import ExciseError, shown
+    from ..core.numbers import number
 
-    try:
-        return float(text)
-    except ValueError:
-        raise ExciseError(f"--sweep: {text!r} is no number: give shares, as in 0.3,0.5") from None
+    found = number(text)
+    if found is None:
+        raise ExciseError(f"--sweep: {shown(text)} is no number: give shares, as in 0.3,0.5")
+    return found

@@ -168,6 +168,9 @@ def _load(relevance: "Relevance | None", options: dict[str, Any]) -> "Loaded":
 
 
 def _result(mask: "Mask", options: dict[str, Any]) -> dict[str, Any]:
+    from ..prune.cut import check_effect
+
+    check_effect(mask, options["sparsity"])
     asked = {"components": options["components"], "asked": options["sparsity"]}
     return {**asked, "sparsity": mask.sparsity}
 

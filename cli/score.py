@@ -98,11 +98,13 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
 
 
 def _positive(text: str) -> int:
-    from ..core.errors import ExciseError
+    from ..core.errors import ExciseError, shown
+    from ..core.numbers import whole_number
 
-    if not text.isdigit() or int(text) < 1:
-        raise ExciseError(f"batch size is {text!r}: give a whole number from 1, or auto")
-    return int(text)
+    found = whole_number(text)
+    if found is None or found < 1:
+        raise ExciseError(f"batch size is {shown(text)}: give a whole number from 1, or auto")
+    return found
 
 
 def _is_main() -> bool:

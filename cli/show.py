@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import first_line, shown
+from ..core.reading import as_path, is_name
 from . import options as shared
 from .show_circuit import WRITTEN, show_circuit
 from .show_edit import show_edit
@@ -184,20 +186,38 @@ def read_tokens(relevance: "Relevance", name: str | None = None) -> list[list[st
     if relevance.token_ids is None:
         return []
     rows = [[i for i in row if i >= 0] for row in relevance.token_ids.tolist()]
-    tokenizer = _tokenizer(name or relevance.config["model"])
+    tokenizer = _tokenizer(name) if name else _own_tokenizer(relevance.config["model"])
     if tokenizer is None:
         return [[f"#{i} " for i in row] for row in rows]
     return [[tokenizer.decode([i]) for i in row] for row in rows]
 
 
+def _own_tokenizer(name: str) -> Any:
+    """Return the tokenizer of the model that an artefact names, if it is on this machine.
+
+    What an artefact names may be anything: nothing is fetched because of it.
+    """
+    from ..core.loading import EMBEDDED
+
+    if name == EMBEDDED or (is_name(name) and Path(name).is_dir()):
+        return _tokenizer(name)
+    click.echo(
+        f"tokens are shown as numbers: {shown(name)} is no folder here, so give --tokenizer",
+        err=True,
+    )
+    return None
+
+
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    from ..core.loading import EMBEDDED, converted_gguf, embedded_gguf
+    from ..core.loading import EMBEDDED, model_folder
 
-    source = converted_gguf(embedded_gguf()) if name == EMBEDDED else name
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):
-        click.echo(f"no tokenizer at {name!r}: tokens are shown as numbers", err=True)
+        local = name == EMBEDDED or as_path(name).exists()
+        source = model_folder(name) if local else name
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises no class of its own; there is a way without
+        click.echo(f"tokens are shown as numbers: no tokenizer at {shown(name)} "
+                   f"({first_line(error)})", err=True)  # fmt: skip
         return None

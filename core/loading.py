@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from .artefact import read_config
-from .errors import ExciseError, first_line
+from .errors import ExciseError, first_line, shown
 from .output import settled, whole_folder
 from .reading import as_path
 
@@ -98,6 +98,8 @@ def load_model(
         source = str(converted_gguf(embedded_gguf()) if name == EMBEDDED else settled(name))
     if offload is not None:
         _check_offload(options)
+    if options.device:
+        check_device(options.device)
     shared: dict[str, Any] = {"revision": options.revision, "trust_remote_code": False}
     auto: Any = AutoModelForCausalLM
     try:
@@ -116,7 +118,7 @@ def load_model(
     if not (offload or options.device_map or options.load_in_4bit or options.load_in_8bit):
         try:
             model = model.to(options.device or own_device())
-        except (RuntimeError, AssertionError) as error:  # no such device, or torch built without
+        except RuntimeError as error:  # too small
             raise ExciseError(f"device {options.device!r}: {first_line(error)}") from error
     model.config.name_or_path = name
     return Loaded(model.eval(), tokenizer, name)
@@ -196,6 +198,22 @@ def own_device() -> Any:
     from accelerate import PartialState
 
     return PartialState().device if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is not there, or holds no numbers, as `meta` does.
+
+    Raises:
+        ExciseError: Names it.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ValueError) as error:  # or torch is built without it
+        raise ExciseError(
+            f"device {shown(str(device))} cannot be used: {first_line(error)}"
+        ) from error
 
 
 def drop_quantisation(model: Any) -> None:

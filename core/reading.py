@@ -50,6 +50,15 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
+def is_name(name: str) -> bool:
+    """Say whether a file could be called so, before the disk is asked about it."""
+    try:
+        as_path(name)
+    except ExciseError:
+        return False
+    return True
+
+
 def read_text(path: str | Path) -> str:
     """Read a UTF-8 text file.
 

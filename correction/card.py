@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.escape import markdown
 from ..eval.compare import Comparison
 from ..eval.report import Table, finite, markdown_table
 from ..eval.statistics import Measure, short
@@ -59,8 +60,8 @@ def card_markdown(card: Card) -> str:
     """Return the card for humans."""
     gate = "met" if card.passed else "NOT met"
     parts = [
-        f"# Correction: {card.target.name} of {card.before.model}",
-        f"**Gate {gate}.** {headline(card)}",
+        f"# Correction: {markdown(card.target.name)} of {markdown(card.before.model)}",
+        f"**Gate {gate}.** {markdown(headline(card))}",
         markdown_table(*summary_table(card)),
         "## How much to cut",
         markdown_table(*card.dose.table()),
@@ -74,7 +75,7 @@ def card_markdown(card: Card) -> str:
     parts += ["## What this card does not say", *(f"- {text}" for text in NOT_SAID)]
     warnings: Sequence[str] = card.facts.get("warnings", ())
     if warnings:
-        parts += ["## Warnings about the examples", *(f"- {text}" for text in warnings)]
+        parts += ["## Warnings about the examples", *(f"- {markdown(text)}" for text in warnings)]
     return "\n\n".join([*parts, *card.report.markdown_parts()]) + "\n"
 
 

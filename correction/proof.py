@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ..core.data import Sample
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, shown
 from ..core.families import ModelView
 from ..core.loading import Loaded
+from ..core.numbers import amount
 from ..eval.gate import Check, check_gate
 from ..eval.outcome import Metric
 from ..eval.policy import REQUIRED, Rule, parse_policy
@@ -232,17 +233,13 @@ def parse_budgets(given: Sequence[str], tasks: Sequence[str]) -> dict[str, float
     known = ("perplexity", *SIDE_EFFECTS, "tasks", *tasks)
     found = {"perplexity": 0.01}
     for text in given:
-        name, equals, amount = text.partition("=")
+        name, equals, written = text.partition("=")
         if name not in known or not equals:
             raise ExciseError(
-                f"budget {text!r}: write NAME=SHARE, as in perplexity=1%, of {', '.join(known)}"
+                f"budget {shown(text)}: write NAME=SHARE, as perplexity=1%, of {', '.join(known)}"
             )
-        percent = amount.strip().endswith("%")
-        try:
-            value = float(amount.strip().removesuffix("%")) / (100 if percent else 1)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < 1:
-            raise ExciseError(f"budget {text!r}: give a share below 1, as in 1% or 0.01")
-        found[name] = value
+        share = amount(written)
+        if share is None or not 0 <= share[0] < 1:
+            raise ExciseError(f"budget {shown(text)}: give a share below 1, as in 1% or 0.01")
+        found[name] = share[0]
     return found

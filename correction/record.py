@@ -7,6 +7,7 @@ the base's digest in each edit.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..core.artefact import SCHEMA, versions
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, first_line
 from ..core.export import EDITS, SEEN
 from ..core.reading import read_json
+from ..core.schema import Kind, check, whole
 from .changes import Change
 from .checkpoint import Checkpoint, as_bytes
 from .compose import compose
@@ -28,6 +30,10 @@ from .edit import Edit
 RECORD = "excise-edits.json"
 """File in the folder of an edited model: digests of its edits."""
 UNDO = "undo.safetensors"
+
+_DIGEST = Kind("a digest", lambda v: isinstance(v, str) and bool(re.fullmatch("[0-9a-f]{64}", v)))
+SHAPE = {"schema": whole(), "base": _DIGEST, "edits": [_DIGEST], "undo": _DIGEST}
+"""What that file has to say."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class State:
         damaged = f"the record {path} is damaged, so make the edited model again"
         try:
             record = read_json(path)
+            check(record, SHAPE, RECORD)
             schema, base, digests = record["schema"], record["base"], record["edits"]
             folders = [parts / digest[:12] for digest in digests]
             content = (parts / UNDO).read_bytes()
@@ -64,8 +71,8 @@ class State:
             undo = load(content)
             files = {digest: parts / digest[:12] / SEEN for digest in digests}
             seen = {digest: file.read_bytes() for digest, file in files.items() if file.is_file()}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ExciseError(f"{damaged}: {error!r}") from error
+        except (ExciseError, OSError, ValueError, SafetensorError) as error:
+            raise ExciseError(f"{damaged}: {first_line(error)}") from error
         if schema != SCHEMA:
             raise ExciseError(f"{path} has schema {schema!r}, not {SCHEMA}: upgrade excise")
         edits = tuple(Edit.from_pretrained(folder) for folder in folders)

@@ -18,14 +18,13 @@ zero_shot: {arc_easy: {max_decrease: 0.01}}
 ```
 """
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError, shown, unknown_name
+from ..core.numbers import amount
 from ..core.plain_yaml import parse_yaml
 from ..core.reading import read_text
 
@@ -177,14 +176,13 @@ def _name(section: str, key: str, settings: Mapping[str, Any]) -> str | None:
 
 def _amount(name: str, value: Any) -> tuple[float, bool]:
     """Read `1 %` as (0.01, relative) and `0.01` as (0.01, absolute)."""
-    text = str(value).strip()
-    match = re.fullmatch(r"(?a)([+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[+-]?\.\d+)\s*(%?)", text)
-    if isinstance(value, bool) or not match:
+    known = isinstance(value, str | int | float) and not isinstance(value, bool)
+    found = amount(str(value)) if known else None
+    if found is None:
         raise ExciseError(f"{name} is {shown(value)}: give a number, or a percentage as in 1 %")
-    number, percent = float(match[1]), bool(match[2])
-    if not 0 <= number < math.inf:
+    if found[0] < 0:
         raise ExciseError(f"{name} is {shown(value)}: give 0 or more, and a finite number")
-    return (number / 100, True) if percent else (number, False)
+    return found
 
 
 def _confidence(name: str, value: Any) -> float:

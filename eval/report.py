@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from ..core.escape import markdown
 from .compare import Comparison, compare
 from .gate import Gate
 from .outcome import Outcome
@@ -65,19 +66,19 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a report for humans."""
-        names = ", ".join(_inline(e.model) for e in self.evaluations)
+        names = ", ".join(markdown(e.model) for e in self.evaluations)
         return "\n\n".join([f"# Evaluation of {names}", *self.markdown_parts()]) + "\n"
 
     def markdown_parts(self) -> list[str]:
         """Return what stands below the title, for reports that hold more than this."""
-        names = {e.model: _inline(e.model) for e in self.evaluations}
+        names = {e.model: markdown(e.model) for e in self.evaluations}
         first, *_ = self.evaluations
         parts = []
         for gate in self.gates:
             verdict = "met" if gate.passed else "NOT met"
             rows = [[c.name, c.status, c.detail] for c in gate.checks]
             parts += [
-                f"## Gate {verdict}: {_inline(gate.model)}",
+                f"## Gate {verdict}: {markdown(gate.model)}",
                 markdown_table(["check", "", "why"], rows),
             ]
         parts += ["## Measured", markdown_table(*measured_table(self.evaluations))]
@@ -86,7 +87,7 @@ class Report:
             parts += [markdown_table(*changes_table(found)), CHANGES_NOTE]
         parts += [
             "## What the numbers do not say",
-            *(f"- {_inline(text)}" for text in caveats(self)),
+            *(f"- {markdown(text)}" for text in caveats(self)),
         ]
         return [
             *parts,
@@ -273,11 +274,4 @@ def caveats(report: Report) -> list[str]:
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown, whatever is in its cells."""
     lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(map(_inline, line)) + " |" for line in lines)
-
-
-def _inline(text: str) -> str:
-    """Return text for one line of Markdown, in which it starts no cell, tag or line of its own."""
-    for mark in "\\|<":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return "\n".join("| " + " | ".join(map(markdown, line)) + " |" for line in lines)

@@ -12,7 +12,7 @@ from .budgets import outlier_ratio, owl_budgets
 from .criteria import get_criterion
 from .packed import PackedMasks
 from .recipe import OWL, SPARSEGPT, Recipe
-from .scopes import Scope, gone_global, keep_but, keep_with_rows, parse_scope
+from .scopes import Scope, count_gone, gone_global, keep_but, keep_with_rows, parse_scope
 from .statistics import LinearStatistics
 
 
@@ -50,6 +50,13 @@ def check_fit(recipe: Recipe, view: ModelView) -> None:
         ExciseError: Names the matrix.
     """
     scope = parse_scope(recipe.scope)
+    shapes = [linear.weight.shape for linear in view.layer_linears().values()]
+    apart = [shape[-1] if scope.kind == "row" else shape.numel() for shape in shapes]
+    most = sum(apart) if recipe.budget or scope.kind == "global" else max(apart)
+    if recipe.goal > 0 and count_gone(recipe.goal, most) == 0:
+        raise ExciseError(
+            f"sparsity {recipe.goal:g} cuts no weight: ask for more than {0.5 / most:.2g}, or for 0"
+        )
     if scope.size is None:
         return
     high, wide = (1, scope.size[1]) if scope.kind == "n:m" else scope.size

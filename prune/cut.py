@@ -213,6 +213,19 @@ def check_sparsity(sparsity: float) -> None:
         raise ExciseError(f"sparsity is {sparsity}: give a share from 0 to below 1, as in 0.3")
 
 
+def check_effect(mask: Mask, sparsity: float) -> None:
+    """Refuse a mask that keeps everything though something was to go.
+
+    Raises:
+        ExciseError: The share rounds to nothing everywhere.
+    """
+    if sparsity > 0 and all(bool(keep.all()) for keep in mask.keep.values()):
+        n = sum(keep.numel() for keep in mask.keep.values())
+        raise ExciseError(
+            f"sparsity {sparsity:g} cuts none of {n:,} {mask.component}: ask for more, or for 0"
+        )
+
+
 def keep_rows(
     scores: Float[Tensor, "rows columns"], sparsity: float, rank: Rank = "abs"
 ) -> Bool[Tensor, "rows columns"]:

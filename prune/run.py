@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.data import Sample, batches, check_length, fingerprint
-from ..core.errors import ExciseError, first_line
+from ..core.errors import ExciseError, first_line, shown
 from ..core.families import ModelView, plain_linear
 from ..core.identity import identity_of
+from ..core.loading import check_device
 from .calibrate import survey
 from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
@@ -277,10 +278,10 @@ def _check_device(device: Any) -> None:
     if device is None:
         return
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or torch built without it
+        check_device(device)
+    except ExciseError as error:
         raise ExciseError(
-            f"layers cannot be computed on {str(device)!r} ({first_line(error)}): "
+            f"layers cannot be computed on {shown(str(device))} ({error}): "
             "give --layer-device cpu or cuda:0, or leave it out"
         ) from error
 

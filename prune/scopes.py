@@ -64,10 +64,10 @@ def parse_scope(text: str) -> Scope:
     """Read `row`, `layer`, `global`, `2:4` or `block:16x16`; anything else is an ExciseError."""
     if text in ("row", "layer", "global"):
         return Scope(text)
-    if found := re.fullmatch(r"(\d+):(\d+)", text):
+    if found := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text):
         _check_n_m(int(found[1]), int(found[2]))
         return Scope("n:m", (int(found[1]), int(found[2])))
-    if found := re.fullmatch(r"block:([1-9]\d*)x([1-9]\d*)", text):
+    if found := re.fullmatch(r"block:([1-9][0-9]{,8})x([1-9][0-9]{,8})", text):
         return Scope("block", (int(found[1]), int(found[2])))
     raise unknown_name("scope", text, SCOPES)
 

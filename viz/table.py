@@ -33,9 +33,12 @@ _AMOUNT = (
 )
 _TO = r"(?:,|;|to|\u2013|…)"
 _NUMERIC = re.compile(
-    rf"\s*[<>≤≥≈~]?\s*{_AMOUNT}(?:\s*(?:±|to|\u2013|…|/|of)\s*{_AMOUNT})?"
-    rf"(?:\s*[\[(]\s*{_AMOUNT}\s*{_TO}\s*{_AMOUNT}\s*[\])])?\s*"
+    rf"[<>≤≥≈~]?\s*{_AMOUNT}(?:\s*(?:±|to|\u2013|…|/|of)\s*{_AMOUNT})?"
+    rf"(?:\s*[\[(]\s*{_AMOUNT}\s*{_TO}\s*{_AMOUNT}\s*[\])])?"
 )
+
+LONGEST = 80
+"""Characters of a text that can be a number: longer ones are not even tried."""
 
 
 def table(
@@ -124,7 +127,10 @@ def _decimals(column: Sequence[object]) -> int | None:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int | float) or bool(_NUMERIC.fullmatch(str(value)))
+    if isinstance(value, int | float):
+        return True
+    text = str(value).strip()
+    return len(text) <= LONGEST and bool(_NUMERIC.fullmatch(text))
 
 
 def _is_numeric_column(column: Sequence[object]) -> bool:

@@ -129,7 +129,7 @@ CASES = [
     ("eval {model} --perplexity {text} --protocol widow", "'window'"),
     ("eval {model} --perplexity {empty}", "{empty}"),
     ("eval {model} --repetition --max-empty 1.5", "max_empty is 1.5"),
-    ("eval {model} --repetition --max-empty nan", "max_empty is nan"),
+    ("eval {model} --repetition --max-empty nan", "--max-empty is nan"),
     (TOXIC.replace("{prompts}", "{missing}.jsonl"), "{missing}"),
     (TOXIC.replace("{prompts}", "{empty}"), "{empty}"),
     (TOXIC + " --scorer profanty", "'profanity'"),
