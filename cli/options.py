@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import ExciseError
+from .words import FilePath
 
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Readable(click.types.StringParamType):
     """A file, a folder, or a name of something else that is read, as of a model."""
 
 
-class Writable(click.Path):
+class Writable(FilePath):
     """An output."""
 
 

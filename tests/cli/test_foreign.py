@@ -124,7 +124,7 @@ def test_every_number_and_path_of_every_verb_is_read_by_one_grammar():
         for param in command.params:
             kind = param.type
             if isinstance(kind, click.Path):
-                assert type(kind) is FilePath, (verb, param.name)
+                assert isinstance(kind, FilePath), (verb, param.name)
             if kind.name.split()[0] in ("integer", "float"):
                 assert isinstance(kind, Whole | Number), (verb, param.name)
 
