@@ -148,8 +148,6 @@ class Ablator:
             None if t is None else t.to(self.view.embedding.weight).requires_grad_()
             for t in vars(kept).values()
         ))  # fmt: skip
-        if kept.edges is not None and self.view.layers[0].attention_out_norm is not None:
-            rules = None  # the norm behind the attention is taken apart by head, past its rule
         still = LRPScope(self.view.model, rules) if rules else frozen(self.view)
         with still:
             for prepared in self.batches:
@@ -160,14 +158,11 @@ class Ablator:
         return Kept(*(None if t is None else _grad(t) for t in vars(gates).values()))
 
     def _values(self, batch: Batch) -> dict[Key, Tensor]:
-        probe = Probe(self.view, edges=any(
-            layer.attention_out_norm is not None for layer in self.view.layers
-        ))  # fmt: skip
+        probe = Probe(self.view)
         with torch.no_grad(), frozen(self.view), probe:
             probe.start(batch)
             run(self.view, batch)
-        wanted = (*_PLACES, "attention_out_norm", "mlp_out_norm")
-        return {key: value for key, value in probe.values.items() if key[0] in wanted}
+        return {key: value for key, value in probe.values.items() if key[0] in _PLACES}
 
     def _means(self, reference: Pairs, batch_size: int) -> dict[Key, Tensor]:
         sums: dict[Key, Tensor] = {}

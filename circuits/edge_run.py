@@ -9,17 +9,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from ..core.families import LayerView, ModelView
+from ..core.families import ModelView
 from .graph import Graph
 from .probe import Key
-from .writers import attention_readers, head_outputs, out_norm, readable_weights, through
+from .writers import attention_readers, head_outputs, readable_weights
 
 
 class EdgeRun:
     """Hooks for one pass of one batch.
 
     A reader's stream is put together anew: of each writer what it really wrote in this pass, if
-    their edge is kept, else its replacement. Each stream passes the reader's norm by itself.
+    their edge is kept, else its replacement. Each stream passes the reader's norm by itself, and
+    what a branch writes into it the norm that the branch may end with.
 
     Args:
         view: The model.
@@ -85,19 +86,9 @@ class EdgeRun:
         layer = self.view.layers[index]
         replaced = None
         if (value := self.values.get(("z", index))) is not None:
-            total = self.values.get(("attention_out_norm", index))
-            replaced = self._head_parts(layer, value, total)
-        parts = self._head_parts(layer, args[0], None)
+            replaced = head_outputs(self.view, layer, value).transpose(0, 1)  # (H, B, T, d)
+        parts = head_outputs(self.view, layer, args[0]).transpose(0, 1)
         self._add(2 * index + 1, parts, replaced, layer.attention_out.bias)
-
-    def _head_parts(
-        self, layer: LayerView, z: Tensor, total: Tensor | None
-    ) -> Float[Tensor, "heads b t d"]:
-        parts = head_outputs(self.view, layer, z)  # (B, H, T, d)
-        if layer.attention_out_norm is not None:
-            total = parts.sum(1) if total is None else total
-            parts = through(out_norm(layer.attention_out_norm, total, True), parts)
-        return parts.transpose(0, 1)
 
     def _mlp_input(
         self, index: int, reader: int, _branch: nn.Module, args: tuple[Any, ...]
@@ -106,11 +97,8 @@ class EdgeRun:
         return (stream.view_as(args[0]), *args[1:])
 
     def _mlp(self, index: int, _linear: nn.Module, _args: Any, output: Tensor) -> None:
-        layer, value = self.view.layers[index], self.values.get(("mlp", index))
+        value = self.values.get(("mlp", index))
         output = output.view(self.shape)
-        if layer.mlp_out_norm is not None:
-            output = layer.mlp_out_norm(output)
-            value = None if value is None else layer.mlp_out_norm(value)
         self._add(2 * index + 2, output[None], None if value is None else value[None])
 
     def _end(self, _layer: nn.Module, _args: Any, output: Any) -> Any:
@@ -140,17 +128,23 @@ class EdgeRun:
         parts, base = ([of[addition] for addition in added] for of in (self._parts, self._base))
         visible = sum(map(len, parts))
         keep = self.kept[:visible, readers]
-        if self.view.norm_first:
+        first = self.view.layers[0]
+        if self.view.norm_first and not (first.attention_out_norm or first.mlp_out_norm):
             mixed = _Mix.apply(keep, self.changes[:visible], *parts)
             return mixed + sum(base, start=keep.new_zeros(()))
         stream, at = keep.new_zeros(()), 0
         for addition, part in enumerate(parts):  # norms come behind: each stream has its own
             rows = slice(at, at + len(part))
-            stream = stream + _Mix.apply(keep[rows], self.changes[rows], part) + base[addition]
+            mixed = _Mix.apply(keep[rows], self.changes[rows], part) + base[addition]
             at = rows.stop
-            if addition:
-                layer = self.view.layers[(addition - 1) // 2]
-                stream = (layer.attention_norm if addition % 2 else layer.mlp_norm)(stream)
+            if not addition:
+                stream = stream + mixed
+                continue
+            layer, attention = self.view.layers[(addition - 1) // 2], addition % 2
+            own = layer.attention_out_norm if attention else layer.mlp_out_norm
+            stream = stream + (mixed if own is None else own(mixed))
+            if not self.view.norm_first:
+                stream = (layer.attention_norm if attention else layer.mlp_norm)(stream)
         return stream
 
 

@@ -41,20 +41,16 @@ class Norms:
     ) -> Float[Tensor, "b parts t d"]:
         """Return how what a branch writes has changed, behind the norm that it may end with.
 
+        The norm is the map that it was for the gradients, as it is for the branch's own score: so
+        the edges out of a writer add up to the writer.
+
         Args:
             norm: The norm, if there is one.
             key: Of its input.
             of: Returns the parts that the branch writes in front of it.
         """
-        if self.between and norm is not None:
-            return self.linear(norm, key).forward(of(self.now) - of(self.before))
-
-        def parts(values: Values) -> Tensor:
-            if norm is None:
-                return of(values)
-            return LinearNorm.at(norm, values[key][:, None], constant_std=True).forward(of(values))
-
-        return parts(self.now) - parts(self.before) if self.before else parts(self.now)
+        parts = of(self.now) - of(self.before) if self.before else of(self.now)
+        return parts if norm is None else self.linear(norm, key).forward(parts)
 
 
 def edge_scores(

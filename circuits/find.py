@@ -11,6 +11,7 @@ from ..core.errors import ExciseError
 from ..core.families import ModelView
 from ..core.identity import identity_of, model_hash
 from ..core.progress import Progress
+from ..lrp.scope import unreached
 from .ablation import Ablator
 from .attribution import Attribution, attribute
 from .circuit import Circuit, Scores, bootstrap
@@ -121,7 +122,7 @@ def find_circuit(
         "samples": {name: len(pairs) for name, pairs in vars(parts).items()},
         "data": {name: pairs.fingerprint for name, pairs in vars(parts).items()},
         "made_from": dict(made_from or {}),
-        "warnings": evidence.warnings,
+        "warnings": [*caveats(view, level, None if scores else method), *evidence.warnings],
         "metrics": metrics,
     }
     circuit = Circuit(config, chosen, all_scores)
@@ -130,6 +131,17 @@ def find_circuit(
         circuit.examples.extend(examples)
     Progress(resume).forget()
     return circuit
+
+
+def caveats(view: ModelView, level: Level, method: CircuitMethod | None) -> list[str]:
+    """Say which components a method gives no scores, by its definition; ready scores have none."""
+    rules = method.rules if method else None
+    if method is None or level.name != "edges" or not unreached(rules, view.family):
+        return []
+    return [
+        f"{method.name} holds attention patterns constant: edges into queries and keys all score 0, "
+        "and go by position among each other"
+    ]
 
 
 def scored(

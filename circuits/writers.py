@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.families import LayerView, ModelView, plain_linear
-from .norms import LinearNorm
 
 
 def head_outputs(
@@ -24,18 +23,6 @@ def head_outputs(
     per_head = weight.view(-1, view.n_heads, view.head_dim)  # (d, H, D)
     parts = z.unflatten(-1, (view.n_heads, view.head_dim))  # (B, T, H, D)
     return torch.einsum("bthe,dhe->bhtd", parts, per_head)
-
-
-def out_norm(
-    norm: nn.Module | None, total: Float[Tensor, "b t d"], constant_std: bool
-) -> LinearNorm | None:
-    """Linearise the norm between a branch and the stream at the branch's whole output."""
-    return None if norm is None else LinearNorm.at(norm, total[:, None], constant_std)
-
-
-def through(norm: LinearNorm | None, parts: Tensor) -> Tensor:
-    """Pass parts of a branch's output through its norm, if there is one."""
-    return parts if norm is None else norm.forward(parts)
 
 
 def by_head(weight: Tensor, grad: Float[Tensor, "b t out"], heads: int) -> Tensor:

@@ -1,7 +1,6 @@
 """The LRP scope: a context manager that puts relevance rules on one model and takes them off."""
 
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from torch.autograd import Function
 
 from ..core.classes import kind_of
 from ..core.errors import ExciseError, RuleNotFiredError
-from ..core.families import ModelView
+from ..core.families import Family, ModelView
 from ..core.frozen import frozen
 from ..core.held import held
 from .attention import ACTIVE, AttentionRule, scoped_attention
@@ -23,6 +22,24 @@ from .rules import SLOPES, ActivationRule, EpsilonRule, NormRule, ShareRule, ful
 
 Variant = Literal["attnlrp", "cp-lrp", "relp"]
 VARIANTS: tuple[Variant, ...] = ("attnlrp", "cp-lrp", "relp")
+
+
+def unreached(variant: Variant | None, family: Family) -> tuple[str, ...]:
+    """Return the modules of a layer that no relevance gets to, whatever the model and the data.
+
+    They feed only what CP-LRP holds constant: attention patterns, and the MLP's gate. Their scores
+    are zero by definition, and rank nothing.
+
+    Args:
+        variant: Rules on the model; None is the plain gradient.
+        family: Of the model.
+
+    Returns:
+        Paths relative to a decoder layer.
+    """
+    if variant != "cp-lrp":
+        return ()
+    return (*family.query_key, *(family.mlp_in[:1] if family.gated else ()))
 
 
 @dataclass(frozen=True)
@@ -183,13 +200,14 @@ class LRPScope:
 
     def _install_rules(self, undo: ExitStack) -> None:
         view, constant = self.view, self.variant == "cp-lrp"
-        unreached = set(self._constant_modules()) if constant else set()
+        paths = unreached(self.variant, view.family)
+        skipped = {layer.module.get_submodule(path) for layer in view.layers for path in paths}
 
         def hook(handle: Any) -> None:
             undo.callback(handle.remove)
 
         for path, norm in view.modules("rms_norm", "rms_norm_plus_one", "layer_norm"):
-            if norm in unreached:
+            if norm in skipped:
                 continue
             hook(norm.register_forward_hook(partial(_norm_hook, self._fire(path, "norm"))))
         for layer in view.layers:
@@ -212,7 +230,7 @@ class LRPScope:
             undo.callback(ACTIVE.pop, layer.attention, None)
         if self.epsilon:
             for path, linear in view.modules("linear"):
-                if linear in unreached:
+                if linear in skipped:
                     continue
                 fire = self._fire(path, "epsilon")
                 hook(linear.register_forward_hook(partial(_epsilon_hook, fire, self.epsilon)))
@@ -231,13 +249,6 @@ class LRPScope:
     def _amount(self, x: Tensor, grad: Tensor) -> Tensor:
         """Return the relevance of an activation."""
         return torch.dot(full_precision(x).flatten(), full_precision(grad).flatten())
-
-    def _constant_modules(self) -> Iterator[nn.Module]:
-        """Yield the modules that feed only what CP-LRP holds constant: no relevance gets there."""
-        for layer in self.view.layers:
-            yield from layer.query_key
-            if self.view.family.gated:
-                yield layer.mlp_in[0]
 
     def _fire(self, path: str, rule: str) -> Any:
         key = (path, rule)

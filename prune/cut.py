@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
-from ..core.families import ModelView, plain_linear
+from ..core.families import FAMILIES, ModelView, plain_linear
 from ..core.held import changed
 from ..core.schema import NUMBER, Array, check_tensors, one_of, whole
+from ..lrp.methods import METHODS
 from ..lrp.relevance import Relevance
+from ..lrp.scope import unreached
 from .packed import packed, unpacked
 from .scopes import keep_row
 
@@ -174,11 +176,33 @@ def select(relevance: Relevance, component: Component, sparsity: float, rank: Ra
     if component == "weights":
         if not relevance.weights:
             raise ExciseError("this relevance holds no weights: score again with --weights '*'")
+        check_scored(relevance)
         keep = {
             name: keep_rows(scores, sparsity, rank) for name, scores in relevance.weights.items()
         }
         return Mask(component, keep)
     return select_overall(relevance.get(component), component, sparsity, rank)
+
+
+def check_scored(relevance: Relevance) -> None:
+    """Refuse matrices whose scores are zero by their method's definition: they rank nothing.
+
+    Raises:
+        ExciseError: Names one, and what has scores.
+    """
+    method = METHODS.get(relevance.config.get("method", ""))
+    family = FAMILIES.get(relevance.config.get("family", ""))
+    if method is None or family is None:
+        return
+    parts = tuple(f".{path}.weight" for path in unreached(method.rules, family))
+    if parts and (found := [name for name in relevance.weights if name.endswith(parts)]):
+        more = f" and {len(found) - 1} more matrices" if len(found) > 1 else ""
+        have = "have" if more else "has"
+        raise ExciseError(
+            f"{found[0]}{more} {have} no scores under {relevance.config['method']!r}, which holds "
+            "what they feed constant: score again with --method lrp, or only others, as in "
+            f"--weights '*{family.attention_out}' --weights '*{family.mlp_out}'"
+        )
 
 
 def select_overall(

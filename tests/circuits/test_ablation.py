@@ -50,7 +50,7 @@ def test_keeping_nothing_under_resample_ablation_is_the_counterfactual(
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("kind", [kind for kind in EDGE_KINDS if kind != "gemma3"])
+@pytest.mark.parametrize("kind", EDGE_KINDS)
 def test_a_node_is_all_the_edges_out_of_it(
     doubled: Callable[[str], Any], make_pairs: Callable[..., Pairs], kind: str, ablation: Any
 ):

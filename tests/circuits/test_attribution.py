@@ -75,7 +75,7 @@ def test_writers_add_up_to_the_residual_stream(
 
 
 @pytest.mark.parametrize("method", ["eap", "relp", "lrp-difference", "cp-lrp-difference"])
-@pytest.mark.parametrize("kind", [kind for kind in EDGE_KINDS if kind != "gemma3"])
+@pytest.mark.parametrize("kind", EDGE_KINDS)
 def test_edges_are_the_gradients_of_gates_in_private_streams(
     doubled: Callable[[str], Any], make_pairs: Callable[..., Pairs], kind: str, method: str
 ):
@@ -91,23 +91,8 @@ def test_edges_are_the_gradients_of_gates_in_private_streams(
     assert torch.allclose(found.edges.mean(0), gates.edges[graph.is_edge], atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("method", ["eap", "relp"])
-def test_gates_of_gemma_agree_without_rules_for_its_second_norm(
-    doubled: Callable[[str], Any], make_pairs: Callable[..., Pairs], method: str
-):
-    model, pairs = doubled("gemma3"), make_pairs()
-    graph = Graph.of(ModelView.of(model))
-    gates = Ablator(model, pairs).gate_gradients(
-        Kept(edges=graph.is_edge.clone()), CIRCUIT_METHODS[method].rules
-    )
-    found = everything(model, pairs, "eap").edges
-    assert found is not None
-    assert gates.edges is not None
-    assert torch.allclose(found.mean(0), gates.edges[graph.is_edge], atol=1e-4)
-
-
 @pytest.mark.parametrize("method", GRADIENTS)
-@pytest.mark.parametrize("kind", ["llama-gqa", "opt", "opt-350m"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "gemma3", "opt", "opt-350m"])
 def test_edges_out_of_a_node_add_up_to_the_node(
     doubled: Callable[[str], Any], make_pairs: Callable[..., Pairs], kind: str, method: str
 ):

@@ -186,6 +186,13 @@ def test_a_circuit_says_what_it_was_found_with(tiny_llama: Any, parts: Parts):
     assert all(config["made_from"] == made for config in found.values())
 
 
+def test_edges_that_a_method_cannot_score_are_named(tiny_opt: Any, parts: Parts):
+    for method, told in (("cp-lrp-difference", True), ("relp", False)):
+        circuit = found_in(tiny_opt, parts, level="edges", method=method, size=30)
+        said = [words for words in circuit.config["warnings"] if "edges into queries" in words]
+        assert bool(said) == told
+
+
 def test_bounds_come_from_resampled_prompts():
     samples = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [3.0, 0.0]])
     scores, means = bootstrap(samples, resamples=400)

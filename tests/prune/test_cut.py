@@ -1,17 +1,22 @@
 """A mask takes out what it says, all of it and nothing else; and puts it back bit by bit."""
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from excise import Sample, score
 from excise.core.errors import ExciseError
 from excise.core.export import save_model
 from excise.core.families import ModelView
 from excise.core.loading import Loaded
+from excise.lrp.methods import METHODS
 from excise.lrp.relevance import Relevance
+from excise.lrp.scope import unreached
 from excise.prune.cut import COMPONENTS, Mask, keep_rows, select
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +59,33 @@ def ablated(model: Any, mask: Mask) -> Tensor:
             hook = linear.register_forward_pre_hook(lambda _, args, wide=wide: (args[0] * wide,))
             stack.callback(hook.remove)
         return logits_of(model)
+
+
+SAMPLES = [Sample((5, 17, 3, 29, 9), answer=3), Sample((4, 8, 30), answer=5)]
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.steps])
+@pytest.mark.parametrize("kind", ["llama-gqa", "gemma3", "opt"])
+def test_matrices_without_scores_are_refused(tiny: Callable[[str], Any], kind: str, method: str):
+    model = tiny(kind)
+    found = score(model, SAMPLES, "logit", method, weights=["*"], components=())
+    zero = {name for name, scores in found.weights.items() if not bool(scores.any())}
+    paths = unreached(METHODS[method].rules, ModelView.of(model).family)
+    assert zero == {name for name in found.weights for p in paths if name.endswith(f".{p}.weight")}
+    assert bool(zero) == (method == "cp-lrp")
+    if not zero:
+        assert select(found, "weights", 0.5).keep.keys() == found.weights.keys()
+        return
+    for first in zero:
+        some = replace(found, weights={first: found.weights[first]})
+        with pytest.raises(ExciseError, match=f"^{first} has no scores under 'cp-lrp'"):
+            select(some, "weights", 0.5)
+    more = f"and {len(zero) - 1} more matrices have no scores"
+    with pytest.raises(ExciseError, match=more) as caught:
+        select(found, "weights", 0.5)
+    patterns = re.findall(r"--weights '([^']+)'", str(caught.value))
+    scored = score(model, SAMPLES, "logit", method, weights=patterns, components=())
+    assert len(select(scored, "weights", 0.5).keep) == 2 * len(patterns)
 
 
 rows = st.integers(1, 5).flatmap(
