@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from excise.core.statistics import Statistic, measure, wilson
 from excise.eval.gate import check_gate
 from excise.eval.outcome import Outcome
+from excise.eval.paired import paired
 from excise.eval.policy import parse_policy
 from excise.eval.run import Evaluation
-from excise.eval.statistics import Statistic, measure, paired, wilson
 from excise.eval.toxicity import STATISTICS, toxicity_columns
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..eval.statistics import Measure, wilson
+from ..core.statistics import Measure, wilson
 from .ablation import ABLATIONS, Ablation, Ablator
 from .discovery import Choice
 from .faithfulness import FRACTIONS, Outcome, Trial, jaccard, sizes

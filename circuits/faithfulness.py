@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from scipy.integrate import trapezoid
 from torch import Tensor
 
+from ..core.bootstrap import resampled_sums
 from ..core.errors import ExciseError
-from ..eval.statistics import Measure, Statistic, measure, resampled_sums
+from ..core.statistics import Measure, Statistic, measure
 from .ablation import Ablator
 from .levels import Level, Shape
 from .pairs import logit_difference, only_last

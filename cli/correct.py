@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     "--perplexity", type=shared.readable, default="builtin", show_default=True,
     help="Text, id, or builtin.",
 )  # fmt: skip
-@click.option("--window", default=256, show_default=True, help="Tokens per window.")
-@click.option("--windows", default=32, show_default=True, help="To test; half as many to select.")
+@click.option("--window", default=128, show_default=True, help="Tokens per window.")
+@click.option("--windows", default=100, show_default=True, help="To test; half as many to select.")
 @click.option("--task", "tasks", multiple=True, help="[default: all that the tokenizer can do]")
 @click.option("--task-samples", default=128, show_default=True, help="Prompts per task.")
 @click.option("--new-tokens", type=int, help="Per completion.  [default: 20; repetition 50]")
@@ -77,6 +77,8 @@ if TYPE_CHECKING:
 @click.option("--durability", is_flag=True, help="Is it still gone after conversion, training?")
 @click.option("--gate", type=click.Path(path_type=Path), help="A policy instead of the budgets.")
 @click.option("--min-samples", default=30, show_default=True, help="Below, the gate is not met.")
+@click.option("--rare", default="3%", show_default=True,
+              help="Share of units in which damage must not stay unseen.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Measure anew, keep nothing.")
 @click.option("--resume", is_flag=True, help="Keep what is found beside the output; go on from it.")
 @click.option("--show-text", is_flag=True, help="Write what models wrote; it may offend.")

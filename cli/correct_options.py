@@ -38,6 +38,7 @@ class Asked:
     factors: tuple[Factor, ...]
     budgets: dict[str, float]
     least: float
+    rare: float
     policy: tuple[Rule, ...] | None
     scorers: tuple[Scorer, ...]
     prompts: list[str] | None
@@ -97,6 +98,7 @@ def checked(options: dict[str, Any]) -> Asked:
         factors,
         budgets,
         _share("--least", options["least"]),
+        _share("--rare", options["rare"]),
         tuple(read_policy(options["gate"])) if options["gate"] else None,
         tuple(get_scorer(spec) for spec in judges),
         _prompts(options),

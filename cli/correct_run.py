@@ -214,7 +214,7 @@ def corrected(
     tell(f"chosen: {edit}")
     rules = asked.policy or rules_of(
         material.target, asked.budgets, asked.least, asked["min_samples"],
-        min(16, asked["min_samples"]),
+        min(16, asked["min_samples"]), asked.rare,
     )  # fmt: skip
     parts = material.parts
     counts = {name: len(part) for name, part in vars(parts).items()}

@@ -15,9 +15,9 @@ from . import options as shared
 
 if TYPE_CHECKING:
     from ..core.data import Sample
+    from ..core.statistics import Measure
     from ..correction.proof import Card
     from ..eval.choice import Choice
-    from ..eval.statistics import Measure
     from .correct_run import Work
 
 WINDOW, WINDOWS, CONTROLS = 512, 8, 3
@@ -140,7 +140,8 @@ _CORRECTION: dict[str, Any] = {
     "completions": 0, "attribution_dtype": None,
     "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
     "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "new_tokens": 24,
-    "controls": 20, "durability": False, "gate": None, "min_samples": 12, "no_cache": False,
+    "controls": 20, "durability": False, "gate": None, "min_samples": 12, "rare": "20%",
+    "no_cache": False,
 }  # fmt: skip
 """Options of `excise correct`: fewer examples, so that minutes are enough."""
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
+from ..core.statistics import Measure
 from ..eval.outcome import Metric
 from ..eval.perplexity import Perplexity
 from ..eval.run import Evaluation, evaluate
-from ..eval.statistics import Measure
 from .edit import Edit
 from .target import Judgement, Target
 

@@ -22,9 +22,9 @@ from ..core.errors import ExciseError, first_line, look_up
 from ..core.families import family_of
 from ..core.loading import Loaded, LoadOptions, cache_folder, load_model
 from ..core.output import scratch_folder
+from ..core.statistics import Measure
 from ..eval.outcome import Metric
 from ..eval.run import Evaluation, evaluate
-from ..eval.statistics import Measure
 from .dose import PERPLEXITY
 from .edit import Edit
 from .target import Judgement

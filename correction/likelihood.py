@@ -1,5 +1,6 @@
 """How likely given continuations are, and harmless sentences: a metric without a judge."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +10,15 @@ from tqdm import tqdm
 from ..core.data import Sample, check_length, text_hash
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
+from ..core.statistics import Statistic
 from ..eval.outcome import Metric, Outcome, Plan, Row, column
 from ..eval.perplexity import Piece, piece_losses
 from ..eval.probes import PROBES
-from ..eval.statistics import Statistic
 
 
 STATISTICS = (
-    Statistic("token_perplexity", "loss", "tokens", "exp"),
-    Statistic("mean_loss", "mean_loss"),
+    Statistic("token_perplexity", "loss", "tokens", "exp", within=(1, math.inf)),
+    Statistic("mean_loss", "mean_loss", within=(0, math.inf)),
 )
 
 

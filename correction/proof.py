@@ -12,12 +12,12 @@ from ..core.errors import ExciseError, shown
 from ..core.families import ModelView
 from ..core.loading import Loaded
 from ..core.numbers import amount
+from ..core.statistics import Measure, short
 from ..eval.gate import Check, check_gate
 from ..eval.outcome import Metric
-from ..eval.policy import REQUIRED, Rule, parse_policy
+from ..eval.policy import RARE, REQUIRED, Rule, parse_policy
 from ..eval.report import Report
 from ..eval.run import Evaluation, evaluate
-from ..eval.statistics import Measure, short
 from .controls import CONTROLS, Controls, measure_controls, random_edits
 from .dose import DoseResponse
 from .durability import Durability, durability
@@ -92,6 +92,7 @@ def rules_of(
     least: float = 0.0,
     min_samples: int = 30,
     min_windows: int = 16,
+    rare: float = RARE,
 ) -> list[Rule]:
     """Return what has to be shown of a correction unless a policy says otherwise.
 
@@ -103,15 +104,17 @@ def rules_of(
         least: Share of the behaviour that must be gone by the first judge.
         min_samples: Prompts and examples behind every bounded number.
         min_windows: Windows of text.
+        rare: Damage in this share of units must not stay unseen, nor one in 15 % of our prompts
+            for side effects, of which there are no more.
     """
     amount = f"{100 * budgets['perplexity']:.10g} %"
-    body: dict[str, Any] = {"max_increase": amount, "min_samples": min_windows}
+    body: dict[str, Any] = {"max_increase": amount, "min_samples": min_windows, "rare": rare}
     if budgets["perplexity"] > 0:
         body["equivalence"] = f"{100 * CONFIDENCE:g} %"
     rules = parse_policy({"held_out": REQUIRED, "perplexity": body})
-    rules.append(target.judge.rule(least, CONFIDENCE, min_samples))
+    rules.append(target.judge.rule(least, CONFIDENCE, min_samples, rare))
     if target.second:
-        rules.append(target.second.rule(0.0, CONFIDENCE, min_samples))
+        rules.append(target.second.rule(0.0, CONFIDENCE, min_samples, rare))
     for name, bound in budgets.items():
         if name == "perplexity":
             continue
@@ -120,7 +123,7 @@ def rules_of(
             kind = "max_decrease" if name == "repetition" else "max_increase"
             rules.append(
                 Rule(one.outcome, kind, bound, True, CONFIDENCE, min(min_samples, 20),
-                     one.statistic)
+                     one.statistic, rare=max(rare, 0.15))
             )  # fmt: skip
         else:
             section = "tasks.*" if name == "tasks" else f"tasks.{name}"

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from ..core.data import line_hashes, text_hash
 from ..core.errors import ExciseError
+from ..core.statistics import Measure, Statistic
 from ..eval.compare import Comparison
 from ..eval.outcome import Metric, Outcome
-from ..eval.policy import Rule
+from ..eval.policy import RARE, Rule
 from ..eval.run import Evaluation
-from ..eval.statistics import Measure, Statistic
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Judgement:
         low, high = relative.ci
         return Measure(0.0 - relative.value, (-high, -low), relative.n, relative.protocol)
 
-    def rule(self, bound: float, confidence: float, min_samples: int) -> Rule:
+    def rule(self, bound: float, confidence: float, min_samples: int, rare: float = RARE) -> Rule:
         """Return the rule that it changes by at least a share, in the wanted direction."""
         kind = "min_increase" if self.wanted == "higher" else "min_decrease"
         section, _, scorer = self.outcome.partition("@")
         return Rule(section, kind, bound, True, confidence, min_samples, self.statistic,
-                    scorer or None)  # fmt: skip
+                    scorer or None, rare=rare)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..core.data import Sample, collate
 from ..core.errors import ExciseError, look_up
 from ..core.families import ModelView
-from ..eval.statistics import Paired, Statistic, paired
+from ..core.statistics import Statistic
+from ..eval.paired import Paired, paired
 from .behaviour import BehaviourSet
 from .contrast import COMPONENTS, Contrast
 from .contrast_maths import auroc

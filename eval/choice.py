@@ -11,9 +11,9 @@ from ..core.data import Prompt, Sample, batches, check_length, encode_prompts, t
 from ..core.errors import ExciseError
 from ..core.families import family_of
 from ..core.loading import Loaded
+from ..core.statistics import Measure, Statistic
 from ..lrp.targets import LogitDifference
 from .outcome import Metric, Outcome, Plan, Row, check_mode, column
-from .statistics import Measure, Statistic
 
 
 STATISTICS = (

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ExciseError
+from ..core.statistics import Measure, Statistic
 from .outcome import Outcome
+from .paired import Paired, paired
 from .run import Evaluation
-from .statistics import Measure, Paired, Statistic, paired
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 A rule passes where the data show that it is kept, at its confidence. It fails where they show that
 it is broken, and is inconclusive where they show neither: then more samples are needed, and the
-gate is not met either. So measuring little does not help; but damage that is rare and large can
-stay unseen in few units, as in any sample.
+gate is not met either. So measuring little does not help. Nor does it help that few units
+may hold none of those that an edit hits hard: nothing is shown before so many were measured that
+damage to a certain share of them (`rare` in the policy) would have been seen.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +16,14 @@ from xml.etree import ElementTree
 
 from scipy.stats import binomtest
 
+from ..core.bootstrap import Bootstrap
 from ..core.errors import ExciseError
+from ..core.statistics import Statistic, estimate, short
 from .compare import Comparison, comparable
 from .outcome import Outcome
 from .policy import REQUIRED, Rule
+from .rare import hidden, told
 from .run import Evaluation
-from .statistics import Bootstrap, Statistic, estimate, short
 
 
 Status = Literal["pass", "fail", "inconclusive", "error"]
@@ -161,6 +165,8 @@ class _Found:
     kept_p: float
     """P value against 'the rule is broken': small where the data show that it is kept."""
     broken_p: float
+    unseen: str = ""
+    """What too few units may hide."""
 
     def decide(self, rule: Rule, name: str, decisions: int) -> Check:
         alpha = 1 - rule.confidence
@@ -173,22 +179,40 @@ class _Found:
             return Check(
                 name, "fail", f"{self.words}; {asked}, broken (p = {short(self.broken_p)})"
             )
+        todo = self.unseen or "measure more samples"
         return Check(
             name, "inconclusive",
-            f"{self.words}; {asked} is not shown (p = {short(self.kept_p)}): measure more samples",
+            f"{self.words}; {asked} is not shown (p = {short(self.kept_p)}): {todo}",
         )  # fmt: skip
 
 
 def _value(statistic: Statistic, outcome: Outcome, rule: Rule) -> _Found:
     columns = dict(outcome.columns)
     found = estimate(statistic, columns)
-    measure = outcome.measures[statistic.name]
+    words = f"{statistic.name} {outcome.measures[statistic.name]}"
     if statistic.proportion:
         below, above = _proportion_p(round(columns[statistic.of].sum()), found.n, rule.bound)
-    else:
-        below, above = found.p_below(rule.bound), found.p_above(rule.bound)
-    kept, broken = (above, below) if rule.kind == "max" else (below, above)
-    return _Found(f"{statistic.name} {measure}", kept, broken)
+        kept, broken = (above, below) if rule.kind == "max" else (below, above)
+        return _Found(words, kept, broken)
+    missed = hidden(statistic, columns, rule)
+    kept, broken = _p(found, rule.kind == "max", rule.bound, missed)
+    return _Found(words, kept, broken, told(missed, found.n, rule))
+
+
+def _p(
+    found: Bootstrap, at_most: bool, bound: float, missed: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the p values against 'the bound is broken' and 'it is kept'.
+
+    Args:
+        found: What is bounded.
+        at_most: Whether from above.
+        bound: The bound.
+        missed: How much lower and higher it may be by units of a kind that was not drawn.
+    """
+    if at_most:
+        return found.p_above(bound - missed[1]), found.p_below(bound)
+    return found.p_below(bound + missed[0]), found.p_above(bound)
 
 
 def _proportion_p(successes: int, n: int, bound: float) -> tuple[float, float]:
@@ -210,15 +234,17 @@ def _change(
     comparison = Comparison(name, statistic, before, outcome)
     found = comparison.paired.relative if rule.relative else comparison.paired.difference
     words = f"{statistic.name} {_percent(found) if rule.relative else _plain(found)}"
+    missed = hidden(statistic, dict(outcome.columns), rule)
+    if rule.relative and any(missed):
+        size = abs(before.measures[statistic.name].value)
+        missed = missed[0] / size if size else math.inf, missed[1] / size if size else math.inf
+    at_most = rule.kind in ("max_increase", "min_decrease", "equivalence")
+    bound = -rule.bound if rule.kind.endswith("decrease") else rule.bound
+    kept, broken = _p(found, at_most, bound, missed)
     if rule.kind == "equivalence":
-        kept = comparison.paired.equivalence_p(rule.bound)
-        broken = min(found.p_below(rule.bound), found.p_above(1 / (1 + rule.bound) - 1))
-        return _Found(words, kept, broken)
-    bound = rule.bound if rule.kind.endswith("increase") else -rule.bound
-    kept, broken = found.p_above(bound), found.p_below(bound)
-    if rule.kind in ("max_decrease", "min_increase"):
-        kept, broken = broken, kept
-    return _Found(words, kept, broken)
+        lower = _p(found, False, 1 / (1 + rule.bound) - 1, missed)
+        kept, broken = max(kept, lower[0]), min(broken, lower[1])
+    return _Found(words, kept, broken, told(missed, found.n, rule))
 
 
 def _percent(found: Bootstrap) -> str:

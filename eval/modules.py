@@ -16,10 +16,10 @@ import numpy as np
 
 from ..core.errors import ExciseError, unknown_name
 from ..core.loading import Loaded
+from ..core.statistics import Statistic
 from . import perplexity, repetition, toxicity
 from .outcome import Outcome, column
 from .scorers import Scorer, get_scorer, score_texts
-from .statistics import Statistic
 
 
 try:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.bootstrap import Values
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
-from .statistics import Measure, Statistic, Values, measure
+from ..core.statistics import Measure, Statistic, measure
 
 
 Row = dict[str, Any]

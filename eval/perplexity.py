@@ -23,8 +23,8 @@ from ..core.data import Sample, collate, line_hashes, text_hash
 from ..core.errors import ExciseError, look_up
 from ..core.families import family_of
 from ..core.loading import Loaded
+from ..core.statistics import Measure, Statistic
 from .outcome import Metric, Outcome, Plan, Row, check_mode, column
-from .statistics import Measure, Statistic
 
 
 WINDOW = 1024
@@ -32,10 +32,10 @@ WINDOW = 1024
 _WORD_START = re.compile(r"(?<!\S)\S")
 
 STATISTICS = (
-    Statistic("token_perplexity", "loss", "tokens", "exp"),
-    Statistic("word_perplexity", "loss", "words", "exp"),
-    Statistic("byte_perplexity", "loss", "bytes", "exp"),
-    Statistic("bits_per_byte", "loss", "bytes", scale=1 / math.log(2)),
+    Statistic("token_perplexity", "loss", "tokens", "exp", within=(1, math.inf)),
+    Statistic("word_perplexity", "loss", "words", "exp", within=(1, math.inf)),
+    Statistic("byte_perplexity", "loss", "bytes", "exp", within=(1, math.inf)),
+    Statistic("bits_per_byte", "loss", "bytes", scale=1 / math.log(2), within=(0, math.inf)),
 )
 
 

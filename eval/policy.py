@@ -3,6 +3,7 @@
 ```yaml
 confidence: 95 %          # of everything below; this is the default
 min_samples: 30           # units behind every bounded number; this is the default
+rare: 3 %                 # damage in this share of units must not stay unseen; the default
 held_out: required        # it must be known which texts chose the edit
 perplexity:
   protocol: window=1024   # words that the protocol must hold
@@ -39,7 +40,7 @@ BOUNDS = {
 }
 """Rules with a bound, each with what has to be shown."""
 
-SETTINGS = ("statistic", "scorer", "protocol", "min_samples", "equivalence")
+SETTINGS = ("statistic", "scorer", "protocol", "min_samples", "rare", "equivalence")
 GROUPS = {"tasks": "tasks", "accuracy": "tasks", "zero_shot": "zero_shot"}
 """Sections that may hold a section per task, and the outcomes they are about."""
 
@@ -47,6 +48,9 @@ REQUIRED = "required"
 """What `held_out` may be: then it must be known which texts chose the edit."""
 
 SINGLE = ("perplexity", "toxicity", "repetition")
+
+RARE = 0.03
+"""Damage in this share of units must not stay unseen, unless a policy says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Rule:
     scorer: str | None = None
     protocol: str | None = None
     """Words that the outcome's protocol must hold."""
+    rare: float = RARE
+    """Damage in this share of units must not stay unseen; see `rare.hidden`."""
 
     @property
     def name(self) -> str:
@@ -100,6 +106,7 @@ def parse_policy(content: Any) -> list[Rule]:
     sections = dict(_mapping("the policy", content))
     confidence = _confidence("confidence", sections.pop("confidence", 0.95))
     samples = _count("min_samples", sections.pop("min_samples", 30))
+    rare = _share("rare", sections.pop("rare", RARE))
     held_out = sections.pop("held_out", None)
     if held_out not in (None, REQUIRED):
         raise ExciseError(f"held_out is {shown(held_out)}: write {REQUIRED}, or leave it out")
@@ -107,10 +114,11 @@ def parse_policy(content: Any) -> list[Rule]:
     for name, body in sections.items():
         if name not in (*SINGLE, *GROUPS):
             raise unknown_name(
-                "section", str(name), ("confidence", "min_samples", "held_out", *SINGLE, *GROUPS)
-            )
+                "section", str(name),
+                ("confidence", "min_samples", "rare", "held_out", *SINGLE, *GROUPS),
+            )  # fmt: skip
         for section, settings in _expanded(name, _mapping(name, body)):
-            rules.extend(_rules(section, settings, confidence, samples))
+            rules.extend(_rules(section, settings, confidence, samples, rare))
     if not rules:
         raise ExciseError("there is no rule in it, so it would let everything pass: add one")
     if held_out:
@@ -130,13 +138,14 @@ def _expanded(name: str, body: Mapping[str, Any]) -> Iterator[tuple[str, Mapping
 
 
 def _rules(
-    section: str, settings: Mapping[str, Any], confidence: float, samples: int
+    section: str, settings: Mapping[str, Any], confidence: float, samples: int, rare: float
 ) -> Iterator[Rule]:
     for key in settings:
         if key not in (*BOUNDS, *SETTINGS):
             raise unknown_name(f"rule in {section}", str(key), (*BOUNDS, *SETTINGS))
     shared: dict[str, Any] = {
         "min_samples": _count(f"{section}.min_samples", settings.get("min_samples", samples)),
+        "rare": _share(f"{section}.rare", settings.get("rare", rare)),
         "statistic": _name(section, "statistic", settings),
         "scorer": _name(section, "scorer", settings),
         "protocol": _name(section, "protocol", settings),
@@ -189,6 +198,13 @@ def _confidence(name: str, value: Any) -> float:
     number, _ = _amount(name, value)
     if not 0.5 < number < 1:
         raise ExciseError(f"{name} is {shown(value)}: give a confidence as in 95 %")
+    return number
+
+
+def _share(name: str, value: Any) -> float:
+    number, _ = _amount(name, value)
+    if not 0 < number <= 1:
+        raise ExciseError(f"{name} is {value!r}: give a share above 0, up to 100 %, as in 3 %")
     return number
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import ExciseError
+from ..core.statistics import wilson
 from .scorers import Scorer, score_texts
-from .statistics import wilson
 
 
 @dataclass(frozen=True)

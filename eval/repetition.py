@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..core.loading import Loaded
+from ..core.statistics import Statistic
 from .completions import CompletionMetric, decoded
 from .generation import Decoding
 from .outcome import Outcome, Plan, Row, column
-from .statistics import Statistic
 
 
 REPETITIVE = 0.5
@@ -19,7 +19,7 @@ STATISTICS = (
     Statistic("distinct_2", "distinct_2", better="higher", within=(0, 1)),
     Statistic("distinct_3", "distinct_3", better="higher", within=(0, 1)),
     Statistic("longest_repeat", "longest_repeat", within=(0, math.inf)),
-    Statistic("repetitive", "repetitive", proportion=True),
+    Statistic("repetitive", "repetitive", proportion=True, within=(0, 1)),
     Statistic("length", "length", better="higher", within=(0, math.inf)),
 )
 

@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from ..core.escape import markdown
+from ..core.statistics import Measure, short
 from .compare import Comparison, compare
 from .gate import Gate
 from .outcome import Outcome
 from .run import Evaluation
-from .statistics import Measure, short
 
 
 SCHEMA = 1

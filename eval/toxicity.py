@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from ..core.bootstrap import Values
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
+from ..core.statistics import Statistic
 from .completions import CompletionMetric, decoded
 from .outcome import Outcome, Plan, Row
 from .probes import limits, probe
 from .scorers import Scorer, score_texts
-from .statistics import Statistic, Values
 
 
 THRESHOLD = 0.5

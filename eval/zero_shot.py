@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from ..core.bootstrap import Values
 from ..core.errors import ExciseError, first_line
 from ..core.loading import Loaded
+from ..core.statistics import Statistic
 from .lm_harness import SEED, contained, lent, load_task, require_lm_eval
 from .outcome import Metric, Outcome, Plan, Row
-from .statistics import Statistic, Values
 
 
 OWN = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
@@ -245,6 +246,7 @@ def _statistic(
         per if per in columns else None,
         better="lower" if better is False else "higher",
         proportion=binary and per not in columns,
+        within=(0, 1) if binary else (-math.inf, math.inf),
         **LINKS[aggregation],
     )
     return statistic, columns

@@ -23,10 +23,10 @@ from excise.correction.dose import (
 from excise.correction.edit import Edit
 from excise.correction.recipes import toxicity_target
 from excise.eval.generation import Decoding, complete
+from excise.eval.paired import paired
 from excise.eval.perplexity import Perplexity
 from excise.eval.run import evaluate
 from excise.eval.scorers import Scorer
-from excise.eval.statistics import paired
 
 
 WINDOW = 32

@@ -11,10 +11,10 @@ from excise.circuits.ioi import ioi_prompts
 from excise.core.data import Prompt, Sample, encode_prompts, text_hash
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
+from excise.core.statistics import estimate, wilson
 from excise.eval.choice import TaskAccuracy, choice_accuracy
 from excise.eval.outcome import Outcome
 from excise.eval.run import evaluate
-from excise.eval.statistics import estimate, wilson
 
 
 def slow_differences(model: Any, samples: list[Sample]) -> list[float]:
@@ -49,7 +49,7 @@ def test_choice_equals_a_plain_loop(
     assert found.logit_difference.value == pytest.approx(mean, abs=1e-5)
     half = 2.228 * np.std(differences, ddof=1) / math.sqrt(11)  # Student's t, 10 degrees
     low, high = found.logit_difference.ci
-    assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+    assert half <= (high - low) / 2 <= 2.5 * half  # the bootstrap-t, which sees their skew
     same = task(model, tiny_tokenizer, prompts, batch_size)
     assert same.columns["difference"].tolist() == pytest.approx(differences, abs=1e-5)
     assert same.measures == {

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
+from excise.core.statistics import Statistic
 from excise.eval.compare import comparable, compare
 from excise.eval.outcome import Outcome
 from excise.eval.perplexity import STATISTICS, Perplexity
 from excise.eval.run import Evaluation, evaluate
-from excise.eval.statistics import Statistic
 
 
 MEAN = Statistic("mean", "x")

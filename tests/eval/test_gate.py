@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from excise.core.statistics import Statistic
 from excise.eval.compare import Comparison
 from excise.eval.gate import Check, Gate, check_gate
 from excise.eval.outcome import Outcome
 from excise.eval.policy import Rule, parse_policy
 from excise.eval.run import Evaluation
-from excise.eval.statistics import Statistic
 
 
-N = 60
+N = 100
 MEAN = Statistic("mean", "x")
 SHARE = Statistic("share", "x", better="higher", proportion=True)
 NOISE = np.random.default_rng(0).normal(size=(2, N))
@@ -171,8 +171,11 @@ def test_falling_below_zero_is_a_decrease():
 @pytest.mark.parametrize(
     ("policy", "told"),
     [
-        ({"perplexity": {"max": 5, "min_samples": 61}}, "60 samples are too few: the policy asks"),
-        ({"min_samples": 61, "perplexity": {"max": 5}}, "60 samples are too few"),
+        (
+            {"perplexity": {"max": 5, "min_samples": 101}},
+            "100 samples are too few: the policy asks",
+        ),
+        ({"min_samples": 101, "perplexity": {"max": 5}}, "100 samples are too few"),
         ({"repetition": {"max": 5}}, "b was not measured for 'repetition', but for perplexity"),
         ({"accuracy": {"max": 5}}, r"b was not measured for 'tasks.*'"),
         ({"tasks": {"ioi": {"max": 5}}}, "b was not measured for 'tasks.ioi'"),
@@ -240,7 +243,7 @@ def test_prompts_that_chose_the_edit_are_an_error():
     assert gate.passed
     checks, gate = decided(policy, evaluation("b", found, chosen=frozenset(["x", "3", "5"])))
     assert checks["held_out"].status == "error"
-    assert "(2 of 60 of perplexity)" in checks["held_out"].detail
+    assert "(2 of 100 of perplexity)" in checks["held_out"].detail
     assert not gate.passed
 
 
@@ -259,7 +262,7 @@ def test_judges_are_told_apart():
 
 
 def test_every_task_is_bound():
-    tasks = [outcome(np.arange(N) < k, SHARE, f"tasks.{name}") for name, k in (("a", 58), ("b", 9))]
+    tasks = [outcome(np.arange(N) < k, SHARE, f"tasks.{name}") for name, k in (("a", 97), ("b", 9))]
     policy = {"accuracy": {"min": 0.8}}
     checks, gate = decided(policy, evaluation("b", outcome(NOISE[0]), *tasks))
     assert {name: c.status for name, c in checks.items() if name != "held_out"} == {
@@ -279,13 +282,13 @@ def test_without_a_rule_nothing_passes():
 
 def test_checks_read_well():
     check = one({"max": 10}, 9 + NOISE[0])
-    assert str(check).startswith("PASS          perplexity.max: mean 9.00 [8.7")
+    assert str(check).startswith("PASS          perplexity.max: mean 9.00 [8.8")
 
 
 def test_identical_models_seldom_fail_and_seldom_improve():
     rng, seen, times = np.random.default_rng(3), Counter(), 150
-    rules = [Rule("perplexity", "max_increase", 0.0, False, 0.95, 30),
-             Rule("perplexity", "min_decrease", 0.0, True, 0.95, 30)]  # fmt: skip
+    rules = [Rule("perplexity", "max_increase", 0.0, False, 0.95, 30, rare=1),
+             Rule("perplexity", "min_decrease", 0.0, True, 0.95, 30, rare=1)]  # fmt: skip
     for _ in range(times):
         level = rng.beta(0.6, 2.0, 40)
         first, second = (

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 from excise.core.errors import ExciseError
+from excise.core.statistics import wilson
 from excise.eval.probes import PROBES, limits, probe
 from excise.eval.scorers import Scorer, get_scorer
-from excise.eval.statistics import wilson
 
 
 ALL = [sentence for category in PROBES.values() for sentence in category.sentences]

@@ -12,11 +12,11 @@ from excise.core.data import text_hash
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
 from excise.core.memory import readable
+from excise.core.statistics import Statistic
 from excise.eval import perplexity as perplexity_module
 from excise.eval.outcome import Metric, Outcome, Plan, Row, column
 from excise.eval.perplexity import Perplexity, piece_losses
 from excise.eval.run import default_cache, evaluate, forecast
-from excise.eval.statistics import Statistic
 from excise.eval.store import Store
 
 

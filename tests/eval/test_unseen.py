@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from excise.eval.statistics import Statistic, estimate, paired, unseen
+from excise.core.statistics import Statistic, estimate, unseen
+from excise.eval.paired import paired
 
 
 MEAN = Statistic("mean", "x")
