@@ -7,7 +7,7 @@ honest when values within a unit belong together (Cameron, Gelbach and Miller 20
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -16,18 +16,24 @@ from .bootstrap import LEVEL, Bootstrap, Resampled, Values, outer
 from .errors import ExciseError
 
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measured value with its uncertainty and the protocol that gave it."""
 
     value: float
     ci: tuple[float, float]
-    """95 % confidence interval."""
+    """95 % confidence interval; without ends where fewer than two units were measured."""
     n: int
     """Independent units behind it: windows, documents, prompts."""
     protocol: str
 
     def __str__(self) -> str:
+        if self.n < 2:
+            return short(self.value)
         return f"{short(self.value)} [{short(self.ci[0])}, {short(self.ci[1])}]"
 
 
@@ -127,10 +133,25 @@ def measure(
     if statistic.proportion:
         interval = wilson(round(columns[statistic.of].sum()), found.n)
     else:
-        low, high = (min(max(end, statistic.within[0]), statistic.within[1])
-                     for end in found.interval())  # fmt: skip
-        interval = low, high
+        interval = found.interval()
+        if found.n > 1:  # else there is none, whatever the value can be
+            low, high = (min(max(end, statistic.within[0]), statistic.within[1])
+                         for end in interval)  # fmt: skip
+            interval = low, high
     return Measure(found.value, interval, found.n, protocol)
+
+
+def mean_interval(values: "Tensor", level: float = LEVEL) -> "tuple[Tensor, Tensor] | None":
+    """Return Student's interval of the mean over the first dimension, for every column at once.
+
+    None for fewer than two rows, of whose spread nothing is known.
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    mean, error = values.mean(0), values.std(0) / math.sqrt(n)
+    half = float(stats.t.isf((1 - level) / 2, n - 1)) * error
+    return mean - half, mean + half
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:

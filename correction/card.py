@@ -43,8 +43,8 @@ def card_json(card: Card) -> dict[str, Any]:
         "dose_response": card.dose.to_json(),
         "budget": card.dose.budget,
         "controls": {
-            "gain": controls.gain.to_json(),
-            "perplexity": controls.cost.to_json(),
+            "gain": controls.gain.to_json(controls.failed),
+            "perplexity": controls.cost.to_json(controls.failed),
             "failed": controls.failed,
         }
         if controls
@@ -146,7 +146,7 @@ def controls_table(card: Card) -> Table:
         mean = sum(band.random) / len(band.random)
         return [what, f"{100 * band.edit:+.2f} %", f"{100 * mean:+.2f} %",
                 f"{100 * low:+.2f} to {100 * high:+.2f} %", f"{100 * max(band.random):+.2f} %",
-                str(len(band.random)), short(band.p)]  # fmt: skip
+                str(len(band.random)), short(band.p(card.controls.failed))]  # fmt: skip
 
     rows = [
         row("behaviour gone", card.controls.gain),

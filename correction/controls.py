@@ -142,7 +142,7 @@ class Band:
     name: str
     edit: float
     random: tuple[float, ...]
-    """Of each control, in the order drawn."""
+    """Of each control that could be measured, in the order drawn."""
 
     @property
     def band(self) -> tuple[float, float]:
@@ -150,12 +150,17 @@ class Band:
         low, high = np.quantile(self.random, QUANTILES)
         return float(low), float(high)
 
-    @property
-    def p(self) -> float:
-        """Share of edits, the chosen one among them, that gain at least as much (one-sided)."""
-        return (1 + sum(value >= self.edit for value in self.random)) / (1 + len(self.random))
+    def p(self, failed: int = 0) -> float:
+        """Return the share of edits, the chosen one too, that are at least as large (one-sided).
 
-    def to_json(self) -> dict[str, Any]:
+        Args:
+            failed: Controls that could not be measured. They count as larger: what silences the
+                model leaves nothing of the behaviour.
+        """
+        larger = failed + sum(value >= self.edit for value in self.random)
+        return (1 + larger) / (1 + failed + len(self.random))
+
+    def to_json(self, failed: int = 0) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "name": self.name,
@@ -165,7 +170,7 @@ class Band:
             "quantiles": list(QUANTILES),
             "most": max(self.random),
             "n": len(self.random),
-            "p": self.p,
+            "p": self.p(failed),
             "random": list(self.random),
         }
 
@@ -180,6 +185,16 @@ class Controls:
     """Relative change of perplexity."""
     failed: int = 0
     """Controls that could not be measured, as where the model said nothing any more."""
+
+    @property
+    def p(self) -> float:
+        """Share of edits, the chosen one and those that failed among them, that gain as much."""
+        return self.gain.p(self.failed)
+
+    @property
+    def n(self) -> int:
+        """Random edits, those that failed among them."""
+        return len(self.gain.random) + self.failed
 
 
 def measure_controls(

@@ -81,7 +81,7 @@ class Card:
             "perplexity": [perplexity.relative.value, *perplexity.relative.ci],
         }
         if self.controls:
-            found["controls"] = {"n": len(self.controls.gain.random), "p": self.controls.gain.p,
+            found["controls"] = {"n": self.controls.n, "p": self.controls.p,
                                  "band": list(self.controls.gain.band)}  # fmt: skip
         return found
 
@@ -210,15 +210,18 @@ def control_check(controls: Controls | None, asked: int) -> Check:
     if controls is None:
         why = "no random edit was measured" if not asked else "no random edit could be measured"
         return Check("controls", "inconclusive" if not asked else "error", why)
-    gain, n = controls.gain, len(controls.gain.random)
+    gain, n, p = controls.gain, controls.n, controls.p
     low, high = gain.band
+    silent = ""
+    if controls.failed:
+        silent = f", {controls.failed} of them could not be measured and count as larger"
     detail = (
         f"{100 * gain.edit:+.1f} % gone, {n} random edits of the same layers {100 * low:+.1f} to "
-        f"{100 * high:+.1f} %, p = {short(gain.p)}"
+        f"{100 * high:+.1f} %{silent}, p = {short(p)}"
     )
-    if gain.p <= 1 - CONFIDENCE:
+    if p <= 1 - CONFIDENCE:
         return Check("controls", "pass", detail)
-    if n < round(1 / (1 - CONFIDENCE)) - 1 and gain.edit > max(gain.random):
+    if n < round(1 / (1 - CONFIDENCE)) - 1 and gain.edit > max(gain.random) and not controls.failed:
         return Check("controls", "inconclusive", f"{detail}: more than all, but they are too few")
     return Check("controls", "fail", detail)
 

@@ -194,8 +194,10 @@ def _value(statistic: Statistic, outcome: Outcome, rule: Rule) -> _Found:
         below, above = _proportion_p(round(columns[statistic.of].sum()), found.n, rule.bound)
         kept, broken = (above, below) if rule.kind == "max" else (below, above)
         return _Found(words, kept, broken)
-    missed = hidden(statistic, columns, rule)
+    missed, (lowest, highest) = hidden(statistic, columns, rule), statistic.within
     kept, broken = _p(found, rule.kind == "max", rule.bound, missed)
+    if rule.bound >= highest if rule.kind == "max" else rule.bound <= lowest:
+        kept, broken = 0.0, 1.0  # whatever the data: it cannot be more, or less
     return _Found(words, kept, broken, told(missed, found.n, rule))
 
 

@@ -14,6 +14,7 @@ from ..core.errors import ExciseError
 from ..core.escape import markdown
 from ..core.identity import model_hash
 from ..core.schema import TEXT, Array, check_tensors, whole
+from ..core.statistics import LEVEL, mean_interval
 
 
 CONFIG = {
@@ -92,12 +93,12 @@ class Relevance:
             return None
         return self.heads.unflatten(1, (self.config["n_kv_heads"], -1)).sum(-1)
 
-    def interval(self, component: str, z: float = 1.96) -> tuple[Tensor, Tensor]:
-        """Return confidence bounds of the mean, from per-sample values.
+    def interval(self, component: str, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+        """Return confidence bounds of the mean, from per-sample values: Student's.
 
         Args:
             component: `heads` or `neurons`.
-            z: Half-width in standard errors; 1.96 is 95 % for means of many samples.
+            level: Of confidence.
 
         Returns:
             Lower and upper bounds, each (layers, units).
@@ -106,13 +107,13 @@ class Relevance:
             ExciseError: Fewer than two samples, or per-sample values were not kept.
         """
         values = self.samples.get(component)
-        if values is None or len(values) < 2:
+        found = None if values is None else mean_interval(values, level)
+        if found is None:
             raise ExciseError(
                 f"bounds of {component} need the values of at least two samples: score with more "
                 "samples, and keep them"
             )
-        mean, error = values.mean(0), values.std(0) / len(values) ** 0.5
-        return mean - z * error, mean + z * error
+        return found
 
     def top(self, component: str, k: int, by: str = "abs") -> list[tuple[int, int, float]]:
         """Return the k highest components as (layer, unit, score).

@@ -116,7 +116,9 @@ def test_the_gate_is_met_and_a_second_run_measures_nothing(
     files: Path, planted: Path, tmp_path: Path
 ):
     policy = tmp_path / "policy.yaml"
-    policy.write_text("min_samples: 5\nheld_out: required\nperplexity: {max_increase: 90 %}\n")
+    policy.write_text(
+        "min_samples: 5\nrare: 100 %\nheld_out: required\nperplexity: {max_increase: 90 %}\n"
+    )
     arguments = options(files, "--undesired", files / "david.jsonl", "--gate", policy, "--sizes",
                         "1", "--controls", 20, "--resume")  # fmt: skip
     done = run(planted, *arguments, "-o", tmp_path / "a")

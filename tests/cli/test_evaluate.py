@@ -28,8 +28,8 @@ def data(tmp_path: Path, tiny_tokenizer: Any, text_file: Path) -> dict[str, str]
         "prompts.txt": "\n".join(prompt.clean for prompt in ioi_prompts(tiny_tokenizer, 12)),
         "list.txt": "cat\nbook\nJohn\n",
         "other.txt": "mat\nthe\n",
-        "met.yaml": "min_samples: 2\nperplexity: {max: 1000000}\n",
-        "broken.yaml": "min_samples: 2\nperplexity: {max: 1.5}\n",
+        "met.yaml": "min_samples: 2\nrare: 100 %\nperplexity: {max: 1000000}\n",
+        "broken.yaml": "min_samples: 2\nrare: 100 %\nperplexity: {max: 1.5}\n",
     }
     folder = tmp_path / "data"
     folder.mkdir()

@@ -24,7 +24,9 @@ OTHERS = [f"{word} the {noun}" for word in ("and", "one", "two") for noun in ("c
 @pytest.fixture
 def measured(tmp_path: Path) -> Callable[[str], tuple[Any, ...]]:
     """Return `measured(prompt)`, options that measure a prompt and others under a gate."""
-    (tmp_path / "policy.yaml").write_text("min_samples: 2\nheld_out: required\ntoxicity: {max: 1}")
+    (tmp_path / "policy.yaml").write_text(
+        "min_samples: 2\nrare: 100 %\nheld_out: required\ntoxicity: {max: 1}"
+    )
     (tmp_path / "list.txt").write_text("cat\n")
 
     def options(prompt: str) -> tuple[Any, ...]:

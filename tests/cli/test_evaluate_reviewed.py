@@ -16,7 +16,7 @@ Folder = Callable[[str], Path]
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     path = tmp_path / "policy.yaml"
-    path.write_text("min_samples: 2\nperplexity: {max: 1e9}\n")
+    path.write_text("min_samples: 2\nrare: 100 %\nperplexity: {max: 1e9}\n")
     return path
 
 
@@ -67,7 +67,7 @@ def test_not_knowing_can_be_refused(
 def test_a_policy_can_pin_the_protocol(
     excise: Run, tiny_folder: Folder, policy: Path, text_file: Path
 ):
-    policy.write_text("min_samples: 2\nperplexity: {max: 1e9, protocol: window=64}\n")
+    policy.write_text("min_samples: 2\nrare: 100 %\nperplexity: {max: 1e9, protocol: window=64}\n")
     measured = ("eval", tiny_folder("opt"), "--perplexity", text_file, "--gate", policy)
     assert excise(*measured, "--window", 64).exit_code == 0
     other = excise(*measured, "--window", 32)

@@ -172,7 +172,7 @@ def test_prompts_go_from_score_through_prune_to_the_gate(
     excise: Run, tiny_folder: Folder, tmp_path: Path, toxicity: tuple[Any, ...]
 ):
     model, cut, policy = tiny_folder("llama-mha"), tmp_path / "cut", tmp_path / "policy.yaml"
-    policy.write_text("min_samples: 2\ntasks: {min: 0}\n")
+    policy.write_text("min_samples: 2\nrare: 100 %\ntasks: {min: 0}\n")
     source = ("--task", "ioi", "--samples", 8)
     assert excise("score", model, *source, "-o", tmp_path / "relevance").exit_code == 0
     pruned = ("--relevance", tmp_path / "relevance", "--components", "heads", "--sparsity", 0.2)
@@ -185,7 +185,7 @@ def test_prompts_go_from_score_through_prune_to_the_gate(
     assert "(8 of 20 of tasks.ioi): use others" in reused.stdout
     assert "8 of 20 prompts or lines of tasks.ioi chose the edit" in reused.stdout
 
-    policy.write_text("min_samples: 2\ntoxicity: {max: 1}\n")
+    policy.write_text("min_samples: 2\nrare: 100 %\ntoxicity: {max: 1}\n")
     fresh = excise("eval", model, cut, *toxicity, "--max-empty", 1, "--gate", policy)
     assert fresh.exit_code == 0, fresh.output
     assert "none of the 8 prompts and lines" in fresh.stdout
@@ -196,7 +196,7 @@ def test_prompts_of_other_edits_are_named(
     excise: Run, tiny_folder: Folder, tmp_path: Path, toxicity: tuple[Any, ...], scored: Folder
 ):
     policy, file = tmp_path / "policy.yaml", tmp_path / "chosen.jsonl"
-    policy.write_text("min_samples: 2\ntoxicity: {max: 1}\n")
+    policy.write_text("min_samples: 2\nrare: 100 %\ntoxicity: {max: 1}\n")
     rows = [{"prompt": {"text": f" {prompt.upper()}\t"}} for prompt in PROMPTS[:3]]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("eval", tiny_folder("opt"), *toxicity, "--gate", policy)

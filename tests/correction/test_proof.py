@@ -168,6 +168,21 @@ def test_the_check_of_controls():
     assert control_check(None, 20).status == "error"
 
 
+@pytest.mark.parametrize(
+    ("failed", "n", "status"),
+    [(0, 19, "pass"), (1, 37, "fail"), (1, 38, "pass"), (41, 19, "fail")],
+)
+def test_controls_that_failed_count_as_larger(failed: int, n: int, status: str):
+    """What silences the model cannot be measured, and left nothing of the behaviour."""
+    found = Controls(Band("x", 0.1, (0.05,) * n), Band("p", 0.0, (0.0,) * n), failed)
+    assert found.p == (1 + failed) / (1 + failed + n)
+    check = control_check(found, failed + n)
+    assert check.status == status
+    assert f"{failed + n} random edits" in check.detail
+    told = f"{failed} of them could not be measured and count as larger"
+    assert (told in check.detail) == (failed > 0)
+
+
 def test_rules_and_budgets():
     budgets = parse_budgets(["perplexity=2%", "ioi=0.01", "identity=5%", "repetition=10%"], ["ioi"])
     assert budgets == {"perplexity": 0.02, "ioi": 0.01, "identity": 0.05, "repetition": 0.1}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 POLICY = """\
 min_samples: 30
+rare: 10 %
 perplexity: {max_increase: 10 %}
 toxicity: {max_increase: 0.2}
 """

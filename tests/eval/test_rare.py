@@ -105,6 +105,12 @@ def test_scores_that_end_somewhere_can_be_off_by_so_much_only():
     assert hidden(SHARE, {"x": np.ones(40)}, rule) == (0, 0)  # its tests count the unseen
 
 
+def test_what_cannot_be_otherwise_is_shown():
+    for bound in ({"max": 1}, {"min": 0}):
+        x = np.array([0.1, 0.9, 0.2])
+        assert decide(bound, x, x, SCORE).status == "pass"
+
+
 def test_a_perplexity_ends_at_one():
     columns = {"loss": np.linspace(2, 4, 20) * 10, "tokens": np.full(20, 10.0)}
     rule = Rule("perplexity", "max_increase", 0.2, False, 0.95, 2)

@@ -217,7 +217,7 @@ def test_samples_give_mean_and_bounds(tiny: Tiny):
     values = relevance.samples["heads"]
     torch.testing.assert_close(values.mean(0), relevance.get("heads"))
     low, high = relevance.interval("heads")
-    half = 1.96 * values.std(0) / 3**0.5
+    half = 4.302653 * values.std(0) / 3**0.5  # Student's t, 2 degrees of freedom
     torch.testing.assert_close(high - low, 2 * half)
     with pytest.raises(ExciseError, match="bounds of heads need"):
         score(tiny("llama-gqa"), SAMPLES, keep_samples=False).interval("heads")
