@@ -25,7 +25,7 @@ from excise.core.output import check_output
 from excise.core.loading import load_model
 from excise.correction.edit import Edit
 from excise.core.progress import KIND
-from excise.eval import statistics
+from excise.core import bootstrap
 from excise.eval.repetition import Repetition
 from tqdm import tqdm
 
@@ -35,8 +35,8 @@ tqdm.monitor_interval = 0  # no thread, as it could hold the lock during a fork
 
 # for speed: none of it is about files
 artefact.version = functools.cache(artefact.version)
-statistics.RESAMPLES = 200
-statistics.resampled_sums.__defaults__ = (200,)
+bootstrap.RESAMPLES = 200
+bootstrap.resampled_sums.__defaults__ = (200,)
 correct_run.Repetition = functools.partial(Repetition, Repetition().prompts[:6])
 
 top, models, options = Path(sys.argv[1]), sys.argv[2:4], sys.argv[4:]
