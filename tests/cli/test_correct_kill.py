@@ -46,11 +46,13 @@ def slow_disk():
     Path.replace = lambda path, target: (time.sleep(0.02), replace(path, target))[1]
 
 def killed_while_clearing_up():
-    def half(folder, **_):
-        if folder.exists() and "progress" in folder.name:
-            os.remove(next(folder.rglob("config.json")))
+    def half(folder, **options):
+        found = next(folder.rglob("config.json"), None)
+        if found and "progress" in folder.name:
+            found.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-    shutil.rmtree = half
+        rmtree(folder, **options)
+    rmtree, shutil.rmtree = shutil.rmtree, half
 
 def writes(out):
     until = time.monotonic() + 60
