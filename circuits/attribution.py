@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.data import Batch
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from ..core.families import ModelView
 from ..core.frozen import frozen
 from ..lrp.difference import DifferenceScope, first_half, second_half
@@ -221,7 +221,8 @@ class _Scorer:
         probe.start(clean)
         values = logit_difference(run(self.view, clean), only_last(clean))
         if not bool(values.isfinite().all()):
-            raise ExciseError("the model's output is NaN or infinite here: use --dtype float32")
+            dtype = self.view.embedding.weight.dtype
+            raise ExciseError(f"the model's output is NaN or infinite here: {finer(dtype)}")
         values.sum().backward()
 
     def _collected(

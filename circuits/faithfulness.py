@@ -15,7 +15,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from ..core.bootstrap import resampled_sums
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from ..core.statistics import Measure, Statistic, measure
 from .ablation import Ablator
 from .levels import Level, Shape
@@ -136,7 +136,7 @@ class Trial:
         differences, divergences = [], []
         for index, (batch, logits) in enumerate(self.ablator.run(kept)):
             if not bool(logits.isfinite().all()):
-                raise ExciseError("the logits are NaN or infinite: use --dtype float32")
+                raise ExciseError(f"the logits are NaN or infinite: {finer(logits.dtype)}")
             found = logits[:, 0].float().log_softmax(-1)
             if keep:
                 self._logprobs.append(found.cpu())

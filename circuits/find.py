@@ -139,7 +139,7 @@ def caveats(view: ModelView, level: Level, method: CircuitMethod | None) -> list
     if method is None or level.name != "edges" or not unreached(rules, view.family):
         return []
     return [
-        f"{method.name} holds attention patterns constant: edges into queries and keys all score 0, "
+        f"{method.name} holds attention patterns constant: edges into queries and keys score 0, "
         "and go by position among each other"
     ]
 

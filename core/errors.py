@@ -57,6 +57,17 @@ def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
     return table[name]
 
 
+_WIDER = {"float16": "float32", "bfloat16": "float32", "float32": "float64"}
+
+
+def finer(dtype: object) -> str:
+    """Say what helps where numbers of a dtype came out NaN or infinite."""
+    name = str(dtype).removeprefix("torch.")
+    if name in _WIDER:
+        return f"use --dtype {_WIDER[name]}"
+    return f"no --dtype is finer than {name}: try other samples, or another model"
+
+
 def first_line(error: BaseException) -> str:
     """Return the beginning of what a foreign error says, for one of our own lines."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

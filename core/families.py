@@ -198,8 +198,9 @@ class ModelView:
         _check_classes(model, family)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UnsupportedModelError(
-                "part of the model is offloaded to CPU or disk, where neither relevance nor a cut "
-                "reaches its weights: load it on the CPU, or over GPUs that hold all of it"
+                "part of the model's weights are not in memory (offloaded, or on the device meta), "
+                "where neither relevance nor a cut reaches them: load all of it on the CPU, or "
+                "over GPUs that hold it"
             )
         body = _follow(model, family.body, family)
         layers = tuple(
@@ -263,7 +264,7 @@ def plain_linear(linear: "nn.Module", view: ModelView) -> "nn.Linear":
     if type(linear).__name__ != "Linear":
         raise ExciseError(
             f"{view.path(linear)} is quantised ({type(linear).__name__}), and its weights are "
-            "needed: load the model without --load-in-4bit / --load-in-8bit"
+            "needed: load the full weights (no --load-in-4bit / --load-in-8bit)"
         )
     return linear  # type: ignore[return-value]
 

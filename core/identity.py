@@ -87,7 +87,9 @@ def check_finite(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
             bad = int((~parameter.isfinite()).sum())
+            large = str(parameter.dtype) == "torch.float16"  # others overflow where float32 does
+            cause = ", or too large for float16: use --dtype float32" if large else ""
             raise ExciseError(
-                f"weight {name} holds {bad} values that are NaN or infinite: "
-                "the checkpoint is damaged, get it again"
+                f"weight {name} holds {bad} values that are NaN or infinite: the weights are "
+                f"damaged, get them again{cause}"
             )

@@ -116,10 +116,11 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ExciseError(f"cannot load {name!r}: {first_line(error)}") from error
     if not (offload or options.device_map or options.load_in_4bit or options.load_in_8bit):
+        device = str(options.device or own_device())
         try:
-            model = model.to(options.device or own_device())
+            model = model.to(device)
         except RuntimeError as error:  # too small
-            raise ExciseError(f"device {options.device!r}: {first_line(error)}") from error
+            raise ExciseError(f"device {device!r}: {first_line(error)}") from error
     model.config.name_or_path = name
     return Loaded(model.eval(), tokenizer, name)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ..core.data import Sample, collate
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from ..core.families import ModelView
 from ..core.frozen import frozen
 from .behaviour import BehaviourSet
@@ -129,9 +129,7 @@ def learned_factors(
                     )
                     loss = preference_loss(gone, left) + price * divergence
                     if not bool(loss.isfinite()):
-                        raise ExciseError(
-                            "what is learned is not finite: use --dtype float32 or bfloat16"
-                        )
+                        raise ExciseError(f"what is learned is not finite: {finer(loss.dtype)}")
                     (factors.grad,) = torch.autograd.grad(loss, [factors])
                 optimizer.step()
                 with torch.no_grad():

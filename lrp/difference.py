@@ -292,7 +292,8 @@ def _factor_hook(factors: dict[str, Tensor], _linear: Any, _args: Any, y: Tensor
 def _halves_hook(_embedding: Any, _args: Any, embedded: Tensor) -> None:
     if len(embedded) % 2:
         raise ExciseError(
-            f"{len(embedded)} rows are no prompts with as many counterfactuals behind them"
+            f"{len(embedded)} rows are no prompts with as many counterfactuals behind them: give "
+            "each prompt one, in the same batch"
         )
 
 

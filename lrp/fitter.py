@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.data import Batch, Sample, fingerprint
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from ..core.families import ModelView
 from ..core.frozen import frozen
 from ..core.identity import check_finite, model_hash
@@ -131,6 +131,10 @@ class RelevanceFitter:
         self._asked.append(batch.asked.cpu())
         self.n_samples += len(batch)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.view.embedding.weight.dtype
+
     def audit(self) -> Audit | None:
         """Return which rules fired where so far; None for methods without rules."""
         return self._scope.audit() if self._scope else None
@@ -151,7 +155,7 @@ class RelevanceFitter:
         weights = {f"{path}.weight": self._weight(path) for path in self.linears}
         for name, tensor in (*single.items(), *weights.items()):
             if not bool(tensor.isfinite().all()):
-                raise ExciseError(f"the scores of {name} are not finite: use --dtype float32")
+                raise ExciseError(f"the scores of {name} are not finite: {finer(self._dtype)}")
         ids, tokens = None, None
         if self._values.get("tokens"):
             ids = pad_sequence(self._ids, batch_first=True, padding_value=-1)
@@ -243,7 +247,7 @@ class RelevanceFitter:
             )
         if not bool(values.isfinite().all()):
             check_finite(self.view.model)
-            raise ExciseError("the model's output is NaN or infinite here: use --dtype float32")
+            raise ExciseError(f"the model's output is NaN or infinite here: {finer(self._dtype)}")
         self.value += values.detach().float().sum().item() * scale
         (values.sum() * scale).backward()
 
@@ -369,6 +373,6 @@ def select_linears(view: ModelView, patterns: Sequence[str]) -> dict[str, nn.Lin
         if type(linear).__name__ not in LINEAR:
             raise ExciseError(
                 f"{path} is quantised ({type(linear).__name__}), so its weights have no relevance: "
-                "score heads and neurons, or load without --load-in-4bit / --load-in-8bit"
+                "score heads and neurons, or load the full weights (no --load-in-4bit / -8bit)"
             )
     return {path: linear for path, linear in linears.items() if path in chosen}

@@ -81,8 +81,10 @@ class Relevance:
         """
         scores = getattr(self, component, None)
         if not isinstance(scores, Tensor):
+            asked = "heads" if component == "kv_groups" else component
             raise ExciseError(
-                f"this relevance holds no {component}: score again with --components {component}"
+                f"this relevance holds no {component}: score again with --components {asked}, by a "
+                "method that scores them"
             )
         return scores
 
@@ -157,8 +159,9 @@ class Relevance:
         if model_hash(model) != self.config["model_hash"]:
             raise ExciseError(
                 f"this relevance is of {self.config['model']} ({self.config['dtype']}, hash "
-                f"{self.config['model_hash'][:8]}), and the model's weights differ: score this "
-                "model, or load the same checkpoint in the same or a wider precision"
+                f"{self.config['model_hash'][:8]}), and the model's weights differ, be it in "
+                "precision: score this model, or load that one with --dtype "
+                f"{self.config['dtype']}"
             )
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:

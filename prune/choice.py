@@ -64,7 +64,8 @@ def check_fit(recipe: Recipe, view: ModelView) -> None:
         rows, columns = linear.weight.shape
         if rows % high or columns % wide:
             raise ExciseError(
-                f"scope {recipe.scope} does not tile {path}, which is {rows} x {columns}"
+                f"scope {recipe.scope} does not tile {path}, which is {rows} x {columns}: give one "
+                "that does, or row"
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.errors import ExciseError, look_up
+from ..core.errors import ExciseError, finer, look_up
 from .statistics import LinearStatistics
 
 
@@ -128,7 +128,7 @@ class Criterion:
         """
         where = f" of {statistics.name}" if statistics.name else ""
         weight = weight.detach()
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        own, weight = weight.dtype, weight.to(torch.promote_types(weight.dtype, torch.float32))
         given = []
         for field in self.needs:
             value = getattr(statistics, field)
@@ -150,9 +150,7 @@ class Criterion:
             given.append(value)
         scores = self.formula(weight, *given)
         if not bool(scores.isfinite().all()):
-            raise ExciseError(
-                f"scores by {self.name!r}{where} are NaN or infinite: use --dtype float32"
-            )
+            raise ExciseError(f"scores by {self.name!r}{where} are NaN or infinite: {finer(own)}")
         return scores
 
 

@@ -16,7 +16,7 @@ from ..core.errors import ExciseError, first_line, shown
 from ..core.families import ModelView, plain_linear
 from ..core.identity import identity_of
 from ..core.loading import check_device
-from .calibrate import survey
+from .calibrate import passes, survey
 from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
 from .cut import Mask
@@ -115,9 +115,10 @@ def prune_weights(
         kept = f"finished layers are kept in {resume}"
         raise KeyboardInterrupt(f"{kept}: repeat the command to go on") from None
     except torch.OutOfMemoryError as error:
+        gradients = passes(survey_needs(recipe), recipe.weigh_tokens) or recipe.tune
+        more = ", or a recipe without gradients, as wanda-admm" if gradients else ""
         raise ExciseError(
-            f"out of memory ({first_line(error)}): use a smaller --batch-size or --length, or a "
-            "recipe without gradients, as wanda-admm"
+            f"out of memory ({first_line(error)}): use a smaller --batch-size or --length{more}"
         ) from None
     finally:
         for module, flag in training.items():

@@ -56,7 +56,9 @@ def select_uniform(
         )
     summed = scores.detach().double().cpu().reshape(-1, units, together).sum(2)
     if bool(summed.isnan().any()):
-        raise ExciseError(f"scores of {component} are NaN in places: score again in float32")
+        raise ExciseError(
+            f"scores of {component} are NaN in places: score again in a finer --dtype"
+        )
     check_sparsity(sparsity)
     if multiple_of < 1 or (multiple_of > 1 and component != "neurons"):
         raise ExciseError(f"multiple_of is {multiple_of}: 1 or more, and above 1 for neurons only")
@@ -136,7 +138,9 @@ def check_shrink(view: ModelView, mask: Mask) -> Tensor:
         plain_linear(linear, view)
     sizes = {(layer.mlp_out.in_features, layer.attention_out.in_features) for layer in view.layers}
     if sizes != {(view.d_mlp, view.n_heads * view.head_dim)}:
-        raise ExciseError("layers of this model differ in size, which no plain config can say")
+        raise ExciseError(
+            "layers of this model differ in size, as no plain config says: use --zero"
+        )
     keep = mask.keep[component].detach().cpu().bool()
     counts = keep.view(-1, keep.shape[-1]).sum(1).tolist()
     if 0 in counts:

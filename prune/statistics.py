@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,7 @@ class LinearFitter:
         if dtype not in (torch.float32, torch.float64):
             raise ExciseError(f"sums in {dtype} lose tokens: use torch.float32 or torch.float64")
         self.name, self.tokens = name, 0
+        self._seen = dtype
         self.weigh_gram = weigh_gram
         self._square = torch.zeros(in_features, dtype=dtype, device=device)
         self._sum = torch.zeros_like(self._square)
@@ -111,6 +112,7 @@ class LinearFitter:
         flat = x[chosen].reshape(-1, width).to(self._square)
         weighed = self._weighed(flat, weights, mask)
         self.tokens += len(flat)
+        self._seen = x.dtype
         self._sum += flat.sum(0)
         self._square += flat.square().sum(0)
         if self._gram is not None:
@@ -125,7 +127,7 @@ class LinearFitter:
         if not self.tokens:
             raise ExciseError(f"{self._who} saw no tokens: calibrate with at least one")
         if not bool(self._square.isfinite().all()):
-            raise ExciseError(f"inputs of {self._who} are NaN or infinite: use --dtype float32")
+            raise ExciseError(f"inputs of {self._who} are NaN or infinite: {finer(self._seen)}")
         return LinearStatistics(
             self.tokens,
             input_square=self._square.clone(),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..core.classes import kind_of
 from ..core.data import Batch
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from ..core.families import ModelView
 from ..core.frozen import frozen
 
@@ -84,7 +84,8 @@ def tune(
                 losses.append(sum(parts) / len(parts))
         if not all(bool(tensor.isfinite().all()) for tensor in parameters):
             raise ExciseError(
-                "tuning left no finite numbers: use --dtype float32 or bfloat16, or --tune 0"
+                "tuning left no finite numbers: --tune 0 leaves it out, or "
+                f"{finer(view.embedding.weight.dtype)}"
             )
         with torch.no_grad():
             for output in outputs:

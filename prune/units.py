@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.data import Sample, check_length
-from ..core.errors import ExciseError, look_up
+from ..core.errors import ExciseError, finer, look_up
 from ..core.families import ModelView
 from ..core.memory import held_with
 from ..lrp.run import Forecast
@@ -81,7 +81,10 @@ def unit_scores(
     check_length(samples, model.config)
     scores = chosen.scores(Given(view, samples, component, batch_size, seed, progress))
     if not bool(scores.isfinite().all()):
-        raise ExciseError(f"scores of {component} by {criterion!r} are NaN: use --dtype float32")
+        dtype = view.embedding.weight.dtype
+        raise ExciseError(
+            f"scores of {component} by {criterion!r} are NaN or infinite: {finer(dtype)}"
+        )
     return scores.flatten() if component == "layers" else scores
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from .scopes import count_gone, keep_n_m
 
 
@@ -209,7 +209,7 @@ def _prepared(weight: Tensor, gram: Tensor, keep: Tensor) -> tuple[Tensor, Tenso
         )
     for what, tensor in (("weight", weight), ("gram matrix", gram)):
         if not bool(tensor.isfinite().all()):
-            raise ExciseError(f"the {what} is NaN or infinite in places: use --dtype float32")
+            raise ExciseError(f"the {what} is NaN or infinite in places: {finer(tensor.dtype)}")
     lowest, highest = gram.diagonal().aminmax() if columns else (torch.zeros(()),) * 2
     if float(lowest) < -1e-3 * abs(float(highest)):
         raise ExciseError(f"the gram matrix has {float(lowest):g} on its diagonal: squares only")
@@ -298,6 +298,6 @@ def _finished(weight: Tensor, work: Tensor, keep: Tensor, dead: Tensor) -> Tenso
     updated = torch.where(untouched, weight, work.to(weight.dtype)).masked_fill(~keep, 0.0)
     if not bool(updated.isfinite().all()):
         raise ExciseError(
-            f"the update does not fit {weight.dtype}: raise its damping, or use --dtype float32"
+            f"the update does not fit {weight.dtype}: raise its damping, or {finer(weight.dtype)}"
         )
     return updated

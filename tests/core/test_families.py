@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from excise import Sample, score
 from excise.core.classes import OWN, kind_of, unknown_modules
-from excise.core.errors import ExciseError, UnsupportedModelError, unknown_name
+from excise.core.errors import ExciseError, UnsupportedModelError, finer, unknown_name
 from excise.core.families import FAMILIES, ModelView
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
@@ -171,6 +172,32 @@ def test_a_gelu_is_known_by_what_it_computes():
 def test_a_body_without_a_head_is_refused(tiny_llama: Any):
     with pytest.raises(UnsupportedModelError, match="LlamaModel has no 'model'"):
         ModelView.of(tiny_llama.model)
+
+
+def test_weights_that_are_nowhere_are_named():
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_attention_heads=2,
+                                             num_hidden_layers=1, vocab_size=9))  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match=r"not in memory \(offloaded, or on the device"):
+        ModelView.of(model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.float16, "use --dtype float32"),
+        (torch.bfloat16, "use --dtype float32"),
+        (torch.float32, "use --dtype float64"),
+        (torch.float64, "no --dtype is finer than float64: try other samples, or another model"),
+    ],
+)
+def test_what_helps_depends_on_the_precision(dtype: torch.dtype, said: str, tiny_llama: Any):
+    assert finer(dtype) == said
+    model = tiny_llama.to(dtype)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.finfo(dtype).max)  # every weight is finite
+    with pytest.raises(ExciseError, match=said):
+        score(model, [Sample((5, 17, 3, 29, 9), answer=3)], "logit")
 
 
 def test_near_misses_come_first():
