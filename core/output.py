@@ -6,6 +6,7 @@ target is meant by the link. Whoever writes holds a lock beside the output, whic
 process, on whatever host it runs; so what killed runs left is known, and nobody else's is touched.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -255,6 +256,8 @@ def _locked(place: Path, seconds: float) -> Iterator[None]:
     try:
         lock.acquire(timeout=seconds)
     except Timeout:
+        if not os.path.lexists(file):  # some disks of the kernel's own refuse like this
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES)) from None
         raise ExciseError(
             f"another run writes {place}: wait for it, or choose another name"
         ) from None

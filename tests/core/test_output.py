@@ -171,6 +171,13 @@ def test_a_full_disk_under_a_file(tmp_path: Path, there: bool):
     assert not there or path.read_text() == f"{PAGE} old"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a disk of Linux's kernel")
+def test_a_disk_of_the_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(output, "_PATIENCE", 0.1)
+    with pytest.raises(ExciseError, match="/proc/self/x cannot be written: "):
+        check_output("/proc/self/x", False, "thing")
+
+
 def test_a_mounted_disk_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     artefact(tmp_path / "out")
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "out")
