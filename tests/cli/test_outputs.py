@@ -174,8 +174,8 @@ def test_every_input_is_known():
 NO_PATHS = {
     "aggregate", "behaviour", "attribution_dtype", "batch_size", "budget", "budget_unit", "budgets",
     "compare", "component", "components", "counterfactual", "criterion", "device", "device_map",
-    "dtype", "factors", "layer_device", "least", "level", "method", "order", "protocol", "rank", "rare",
-    "recipe", "revision", "scope", "sizes", "sweep", "target", "task", "tasks", "update",
+    "dtype", "factors", "layer_device", "least", "level", "method", "order", "protocol", "rank",
+    "rare", "recipe", "revision", "scope", "sizes", "sweep", "target", "task", "tasks", "update",
     "ablation", "weights", "zero_shot",
 }  # fmt: skip
 

@@ -194,6 +194,25 @@ def moved_aside(path: Path) -> Path:
     return aside
 
 
+BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from excise.core.output import whole_folder
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with whole_folder(sys.argv[1], True, "relevance") as folder:
+    (folder / "config.json").write_text("{}")
+"""
+
+
+def test_kill_9_between_two_renames(tmp_path: Path):
+    artefact(tmp_path / "out")
+    killed = subprocess.run([sys.executable, "-c", BETWEEN, tmp_path / "out"], check=False)
+    assert killed.returncode == -9
+    assert left(tmp_path) == [f".out.excise.{what}" for what in ("lock", "old", "part")]
+    assert read_config(tmp_path / "out")["n"] == 1
+    assert left(tmp_path) == ["out"]
+
+
 def test_readers_find_what_a_killed_run_moved_aside(tmp_path: Path, tiny_folder: Folder):
     artefact(tmp_path / "out")
     for read in (read_config, lambda path: read_artefact(path, "relevance")[0]):
