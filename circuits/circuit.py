@@ -1,6 +1,5 @@
 """A circuit: scores of components, which of them belong to it, and the evidence that they do."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,17 +11,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.artefact import damage, read_artefact, write_artefact
+from ..core.bootstrap import resampled_sums
 from ..core.errors import ExciseError
 from ..core.escape import markdown
 from ..core.identity import model_hash
 from ..core.schema import NUMBER, OBJECT, TEXT, Array, Kind, check_tensors, maybe, one_of, whole
+from ..core.statistics import mean_interval
 from .faithfulness import jaccard
 from .graph import Edge, Graph, Writer, name
 from .levels import LEVELS, RANKS, Level, Shape, get_level
 
 
 RESAMPLES = 200
-"""Bootstrap draws of the samples behind bounds and stability."""
+"""Bootstrap draws of the samples behind stability."""
 
 _BOUND = maybe(Kind("a number", lambda value: type(value) in (int, float)))
 _METRIC = {"value?": _BOUND, "ci?": (_BOUND, _BOUND)}
@@ -59,11 +60,18 @@ _BOUNDS = ("mean", "low", "high")
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores of one grain's components with bootstrap bounds, each (components,)."""
+    """Mean scores of one grain's components, each (components,), with 95 % bounds if there are."""
 
     mean: Float[Tensor, " components"]
-    low: Float[Tensor, " components"]
-    high: Float[Tensor, " components"]
+    low: Float[Tensor, " components"] | None = None
+    high: Float[Tensor, " components"] | None = None
+
+    def columns(self, order: Tensor | slice = slice(None)) -> list[list[Any]]:
+        """Return the three as lists, in an order; bounds that there are not are None."""
+        mean = self.mean[order].tolist()
+        ends = ([None] * len(mean) if t is None else t[order].tolist()
+                for t in (self.low, self.high))  # fmt: skip
+        return [mean, *ends]
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ class Component:
 
     name: str
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     kept: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -134,7 +142,7 @@ class Circuit:
             raise ExciseError(f"this circuit holds no scores of {wanted.name}: find it again")
         found = self.scores[wanted.name]
         kept = self.in_circuit if wanted is self.level else self._kept_nodes(wanted)
-        columns = (t.tolist() for t in (found.mean, found.low, found.high, kept))
+        columns = *found.columns(), kept.tolist()
         return [Component(*row) for row in zip(wanted.names(self.shape), *columns, strict=True)]
 
     def edges(self) -> list[tuple[Edge, float]]:
@@ -215,8 +223,8 @@ class Circuit:
 
         tensors = {"in_circuit": torch.from_numpy(np.packbits(self.in_circuit.numpy()))}
         for level, found in self.scores.items():
-            for key, tensor in vars(found).items():
-                tensors[f"{level}/{key}"] = tensor
+            kept = {key: tensor for key, tensor in vars(found).items() if tensor is not None}
+            tensors |= {f"{level}/{key}": tensor for key, tensor in kept.items()}
         readme = (
             f"# A circuit for {markdown(self.config['task'])}\n\n{markdown(self)}\n\nMade by "
             "excise. Open `circuit.html`, or look at it with `excise show "
@@ -244,11 +252,12 @@ class Circuit:
             arrays, sizes = {"in_circuit": Array("bits", "bytes")}, {"bytes": -(-n // 8)}
             for level in sorted({name.split("/")[0] for name in tensors} - {"in_circuit"}):
                 sizes[level] = get_level(level).count(circuit.shape)
-                arrays |= {f"{level}/{key}": Array("float", level) for key in _BOUNDS}
+                kept = _BOUNDS if f"{level}/low" in tensors else _BOUNDS[:1]
+                arrays |= {f"{level}/{key}": Array("float", level) for key in kept}
             check_tensors(tensors, arrays, sizes)
         bits = np.unpackbits(tensors["in_circuit"].numpy(), count=n).astype(bool)
         scores = {
-            level: Scores(*(tensors[f"{level}/{key}"] for key in _BOUNDS))
+            level: Scores(*(tensors.get(f"{level}/{key}") for key in _BOUNDS))
             for level in sizes.keys() - {"bytes"}
         }
         return replace(
@@ -280,23 +289,19 @@ class Circuit:
 
 def bootstrap(
     samples: Float[Tensor, "samples components"], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Scores, Float[Tensor, "resamples components"]]:
-    """Return mean scores with 95 % percentile bounds, and the means of all resamples.
+) -> tuple[Scores, Float[Tensor, "resamples components"] | None]:
+    """Return mean scores with 95 % intervals (Student's), and the means of all resamples.
+
+    Neither intervals nor resamples of a single sample.
 
     Args:
         samples: Per-sample scores.
         resamples: Bootstrap draws of the samples.
         seed: Of the draws.
     """
-    n = len(samples)
-    draw = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (resamples, n), generator=draw)
-    counts = torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n))
-    means = counts @ samples.float() / n
-    low, high = _tail(resamples), resamples - 1 - _tail(resamples)
-    ordered = means.sort(0).values
-    return Scores(samples.float().mean(0), ordered[low], ordered[high]), means
-
-
-def _tail(resamples: int) -> int:
-    return math.floor(0.025 * resamples)
+    samples = samples.float()
+    bounds = mean_interval(samples)
+    if bounds is None:
+        return Scores(samples.mean(0)), None
+    sums = resampled_sums(samples.cpu().numpy(), seed, resamples)
+    return Scores(samples.mean(0), *bounds), torch.from_numpy(sums / len(samples))

@@ -1,5 +1,6 @@
 """What is reported of a circuit, measured on test prompts that nothing was chosen on."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +109,8 @@ class Evidence:
         ]
         if not values:
             return {}
-        low, high = np.quantile(values, (0.025, 0.975))
-        return {"value": float(np.mean(values)), "ci": [float(low), float(high)],
+        ends = np.quantile(values, (0.025, 0.975)) if len(values) > 1 else (-math.inf, math.inf)
+        return {"value": float(np.mean(values)), "ci": list(map(float, ends)),
                 "draws": len(values)}  # fmt: skip
 
     def _curves(self, scores: Tensor) -> dict[str, Any]:

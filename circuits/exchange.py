@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core.errors import ExciseError
+from ..core.json_text import json_text
 from ..core.output import whole_file
 from .attribution import Attribution
 from .circuit import Circuit
@@ -78,7 +79,7 @@ def write_eap_ig(circuit: Circuit, path: str | Path, overwrite: bool = False) ->
     Raises:
         ExciseError: As `to_eap_ig`, or the file cannot be written.
     """
-    whole_file(path, json.dumps(to_eap_ig(circuit)) + "\n", overwrite, "EAP-IG file")
+    whole_file(path, json_text(to_eap_ig(circuit)) + "\n", overwrite, "EAP-IG file")
 
 
 def read_eap_ig(path: str | Path, graph: Graph) -> Attribution:

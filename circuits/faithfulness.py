@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from scipy.integrate import trapezoid
 from torch import Tensor
 
-from ..core.bootstrap import resampled_sums
+from ..core.bootstrap import Bootstrap, resampled_sums
 from ..core.errors import ExciseError, finer
 from ..core.statistics import Measure, Statistic, measure
 from .ablation import Ablator
@@ -122,8 +122,8 @@ class Trial:
 
         def summed(values: np.ndarray) -> Measure:
             areas = np.array([area(fractions, row) for row in values])
-            low, high = np.quantile(areas[1:], (0.025, 0.975))
-            return Measure(float(areas[0]), (float(low), float(high)), len(drawn), protocol)
+            found = Bootstrap(float(areas[0]), areas[1:], len(drawn))
+            return Measure(found.value, found.interval(), found.n, protocol)
 
         return Areas(cpr=summed(curves), cmd=summed(np.abs(1 - curves)))
 

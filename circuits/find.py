@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.errors import ExciseError
 from ..core.families import ModelView
 from ..core.identity import identity_of, model_hash
+from ..core.json_text import finite
 from ..core.progress import Progress
 from ..lrp.scope import unreached
 from .ablation import Ablator
@@ -123,7 +124,7 @@ def find_circuit(
         "data": {name: pairs.fingerprint for name, pairs in vars(parts).items()},
         "made_from": dict(made_from or {}),
         "warnings": [*caveats(view, level, None if scores else method), *evidence.warnings],
-        "metrics": metrics,
+        "metrics": finite(metrics),
     }
     circuit = Circuit(config, chosen, all_scores)
     if tokenizer is not None:

@@ -54,12 +54,13 @@ def picture(circuit: "Circuit") -> CircuitPicture:
     metrics = config["metrics"]
     answer = circuit.examples[0]["answer"] if circuit.examples else ""
     found = metrics["faithfulness"]
-    samples = config["samples"]
+    samples, (low, high) = config["samples"], found["ci"]
+    interval = "" if None in (low, high) else f" [{low:.2f}, {high:.2f}]"
     return CircuitPicture(
         title=f"The circuit for {config['task']} in {config['model']}",
         subtitle=(
             f"{circuit.size} of {len(circuit.in_circuit)} {circuit.level.name} keep "
-            f"{found['value']:.2f} [{found['ci'][0]:.2f}, {found['ci'][1]:.2f}] of the answer's "
+            f"{found['value']:.2f}{interval} of the answer's "
             f"logit difference when all else is replaced ({config['ablation']} ablation)."
         ),
         footer=(
@@ -85,7 +86,8 @@ def picture(circuit: "Circuit") -> CircuitPicture:
 def _metric(key: str, row: dict[str, Any]) -> Metric:
     low, high = row["ci"]
     shown = key.upper() if key in ("cpr", "cmd") else key
-    return Metric(shown, *(round(x, 3) for x in (row["value"], low, high)), note=_NOTES[key])
+    rounded = (None, None) if None in (low, high) else (round(low, 3), round(high, 3))
+    return Metric(shown, round(row["value"], 3), *rounded, note=_NOTES[key])
 
 
 def _nodes(circuit: "Circuit") -> list[Node]:
@@ -116,7 +118,7 @@ def _edges(circuit: "Circuit") -> list[EdgeRow]:
     weight = found.mean.abs() if circuit.level.name == "edges" else found.mean.abs() * kept
     order = weight.argsort(descending=True)[: min(most, int((weight > 0).sum()))].sort().values
     at = graph.is_edge.nonzero()[order].tolist()
-    columns = (t[order].tolist() for t in (found.mean, found.low, found.high, kept))
+    columns = *found.columns(order), kept[order].tolist()
     rows = []
     for (source, reader_at), *numbers in zip(at, *columns, strict=True):
         reader = graph.readers[reader_at]

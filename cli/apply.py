@@ -1,10 +1,10 @@
 """excise apply: an edited copy of a checkpoint."""
 
-import json
 from pathlib import Path
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -51,7 +51,7 @@ def command(
             err=True,
         )
     if as_json:
-        click.echo(json.dumps(written.to_json()))
+        click.echo(json_text(written.to_json()))
         return
     for edit in written.edits:
         click.echo(str(edit))

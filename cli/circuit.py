@@ -1,12 +1,12 @@
 """excise circuit: find the part of a model that carries a task, and show that it does."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 from .show_circuit import described
 
@@ -102,7 +102,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     if as_json:
-        click.echo(json.dumps({**circuit.as_json(), "output": str(output),
+        click.echo(json_text({**circuit.as_json(), "output": str(output),
                                "seconds": round(seconds, 3), "peak": peak()}))  # fmt: skip
     else:
         click.echo(f"{described(circuit)}\nwritten to {output}; open {output / 'circuit.html'}")

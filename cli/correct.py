@@ -1,6 +1,5 @@
 """excise correct: take a behaviour out of a model, and prove it."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 from .evaluate import GATE_NOT_MET
 
@@ -134,11 +134,9 @@ def command(
 
 def _refuse(dose: "DoseResponse", output: Path, as_json: bool) -> NoReturn:
     """Say which doses were tried where none will do; nothing is written."""
-    from ..eval.report import finite
-
     if as_json:
         found = {"passed": False, "output": None, "dose_response": dose.to_json()}
-        click.echo(json.dumps(finite(found), allow_nan=False))
+        click.echo(json_text(found))
     else:
         click.echo(shared.aligned(*dose.table()))
     click.echo(
@@ -154,7 +152,7 @@ def _print(card: "Card", output: Path, as_json: bool) -> None:
 
     if as_json:
         found = {**card_json(card), "output": str(output)}
-        click.echo(json.dumps(found, allow_nan=False))
+        click.echo(json_text(found))
         return
     click.echo(str(card.edit))
     parts = [shared.aligned(*card.dose.table()), shared.aligned(*summary_table(card))]

@@ -1,6 +1,5 @@
 """The steps of excise correct, from options to the folder that is written."""
 
-import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from ..circuits.tasks import TASKS, task_prompts
 from ..core.errors import ExciseError
 from ..core.export import SEEN
 from ..core.identity import identity_of, tokenizer_hash
+from ..core.json_text import json_text
 from ..core.loading import Loaded, model_folder, torch_dtype
 from ..core.output import whole_folder
 from ..correction.apply import bind
@@ -309,11 +309,11 @@ def write_card(card: Card, output: Path, overwrite: bool, show_text: bool) -> No
         for file in (folder / "edit").iterdir():
             file.rename(folder / file.name)
         (folder / "edit").rmdir()
-        content = json.dumps(card_json(card), indent=2, allow_nan=False)
+        content = json_text(card_json(card), indent=2)
         (folder / "report.json").write_text(content + "\n", encoding="utf-8")
         (folder / "report.md").write_text(card_markdown(card), encoding="utf-8")
         write_page(folder / "report.html", card_page(card, show_text))
         gates: Sequence[Any] = card.report.gates
         seen = {"prompt_hashes": sorted(card.after.attribution)}
-        (folder / SEEN).write_text(json.dumps(seen) + "\n", encoding="utf-8")
+        (folder / SEEN).write_text(json_text(seen) + "\n", encoding="utf-8")
         (folder / "junit.xml").write_text(junit(gates), encoding="utf-8")

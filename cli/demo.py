@@ -1,6 +1,5 @@
 """excise demo: the whole path on the embedded model, with a control, in one page."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -94,11 +94,11 @@ def command(
             write_card(card, folder / "correction", False, False)
         result = {"kind": "demo", "model": model, "seed": seed, "rows": list(map(asdict, rows)),
                   "correction": verdict}  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(result, indent=2) + "\n")
+        (folder / "config.json").write_text(json_text(result, indent=2) + "\n")
         _draw(folder / "demo.html", relevance, rows, loaded, sparsity)
     step("done")
     if as_json:
-        click.echo(json.dumps({**result, "output": str(output)}))
+        click.echo(json_text({**result, "output": str(output)}))
     else:
         click.echo(_table(rows) + f"\npage: {output / 'demo.html'}\n")
         click.echo(_told(card, verdict, output))

@@ -1,12 +1,12 @@
 """excise diff: what sets two artefacts of one kind apart."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -80,7 +80,7 @@ def command(a: Path, b: Path, top: int, as_json: bool) -> None:
         )
     found, lines = DIFFS[kinds[0]](a, b)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json_text(found))
         return
     text = "\n".join(lines).splitlines()
     click.echo("\n".join(text[:top]))

@@ -1,10 +1,10 @@
 """excise env: what this machine runs."""
 
-import json
 import platform
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -28,6 +28,6 @@ def command(as_json: bool) -> None:
         "cache": str(cache_folder()),
     }
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json_text(found))
     else:
         click.echo("\n".join(f"{name:13} {value}" for name, value in found.items()))

@@ -1,6 +1,5 @@
 """excise eval: what models are worth, what an edit changed, and whether that is good enough."""
 
-import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -128,7 +128,7 @@ def command(
     report = Report(tuple(found), tuple(gates))
     if output:
         _write(report, output, overwrite, show_text)
-    click.echo(json.dumps(report.to_json(), allow_nan=False) if as_json else _text(report, output))
+    click.echo(json_text(report.to_json()) if as_json else _text(report, output))
     if not report.passed:
         missed = [c.name for g in report.gates for c in g.checks if not c.passed]
         click.echo(f"excise: gate {gate} not met: {', '.join(missed)}", err=True)
@@ -268,8 +268,8 @@ def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> 
     with whole_folder(output, overwrite, "evaluation") as folder:
         head = {"schema": SCHEMA, "kind": "evaluation", "versions": versions()}
         names = [evaluation.model for evaluation in report.evaluations]
-        (folder / "config.json").write_text(json.dumps({**head, "models": names}, indent=2) + "\n")
-        content = json.dumps(report.to_json(), indent=2, allow_nan=False)
+        (folder / "config.json").write_text(json_text({**head, "models": names}, indent=2) + "\n")
+        content = json_text(report.to_json(), indent=2)
         (folder / "report.json").write_text(content + "\n")
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
         write_page(folder / "report.html", report_page(report, show_text))
@@ -281,7 +281,7 @@ def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> 
 
 def _write_units(evaluation: "Evaluation", folder: Path, show_text: bool) -> None:
     """Write per-unit values, a JSONL file per outcome, the model's name in each row."""
-    from ..eval.report import finite
+    from ..core.json_text import finite
 
     folder.mkdir(parents=True)
     for name, outcome in evaluation.outcomes.items():
@@ -294,7 +294,7 @@ def _write_units(evaluation: "Evaluation", folder: Path, show_text: bool) -> Non
         with (folder / f"{safe}.jsonl").open("w", encoding="utf-8") as file:
             for index, unit in enumerate(outcome.units):
                 row = {key: finite(values[index]) for key, values in columns.items()}
-                file.write(json.dumps({"model": evaluation.model, "unit": unit, **row}) + "\n")
+                file.write(json_text({"model": evaluation.model, "unit": unit, **row}) + "\n")
 
 
 def _text(report: "Report", output: Path | None) -> str:

@@ -1,9 +1,8 @@
 """excise ls: what exists, read from the tables."""
 
-import json
-
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -88,7 +87,7 @@ def command(kind: str | None, as_json: bool) -> None:
     """List what exists, a kind at a time or all: names that options take."""
     found = {name: table(name) for name in ([kind] if kind else KINDS)}
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json_text(found))
         return
     for name, rows in found.items():
         if not kind:

@@ -1,12 +1,12 @@
 """excise prune: cut weights, neurons, heads or layers."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 from .calibration import Calibration
 from .prune_options import CHANGES, check_options
@@ -130,7 +130,7 @@ def _weights(
     click.echo(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
     if options["dry_run"]:
         planned = {"recipe": recipe.to_json(), "peak": expected.peak, "seconds": expected.seconds}
-        click.echo(json.dumps(planned) if as_json else f"{recipe}: {expected}")
+        click.echo(json_text(planned) if as_json else f"{recipe}: {expected}")
         return
     assert output is not None
     if offload and expected.gradients:
@@ -156,7 +156,7 @@ def _weights(
                 "divergences": pruned.divergences}  # fmt: skip
     click.echo(f"took {seconds:.1f} s, peak memory {readable(most)}", err=True)
     if as_json:
-        click.echo(json.dumps({"output": str(output), **result, **measured}))
+        click.echo(json_text({"output": str(output), **result, **measured}))
     else:
         click.echo(f"cut {pruned.mask} by {recipe}\nwritten to {output}")
 
@@ -194,7 +194,7 @@ def _table(
         click.echo(f"{name}: {recipe}: {plans[name]}", err=True)
     if options["dry_run"]:
         told = {name: {"peak": p.peak, "seconds": p.seconds} for name, p in plans.items()}
-        click.echo(json.dumps(told) if as_json else f"would compare {', '.join(recipes)}")
+        click.echo(json_text(told) if as_json else f"would compare {', '.join(recipes)}")
         return
     known = set(source.prompt_hashes()).intersection(line_hashes("\n\n".join(documents)))
     if known:

@@ -1,6 +1,5 @@
 """Tables and curves of excise prune: several recipes, several sparsities, one measure."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from .options import aligned
 
 
@@ -44,7 +44,7 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        from ..eval.report import finite
+        from ..core.json_text import finite
 
         outcome = self.dense["perplexity"]
 
@@ -144,11 +144,11 @@ def write_table(found: Table, output: Path | None, overwrite: bool, as_json: boo
     if output is not None:
         with whole_folder(output, overwrite, "pruning-table") as folder:
             head = {"schema": SCHEMA, "kind": "pruning-table", "versions": versions()}
-            content = json.dumps({**head, **found.to_json()}, indent=2, allow_nan=False)
+            content = json_text({**head, **found.to_json()}, indent=2)
             (folder / "config.json").write_text(content + "\n")
             write_page(folder / "table.html", found.page())
     if as_json:
-        click.echo(json.dumps(found.to_json(), allow_nan=False))
+        click.echo(json_text(found.to_json()))
         return
     click.echo(aligned(HEADERS, found.rows()))
     if output is not None:

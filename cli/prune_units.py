@@ -1,12 +1,12 @@
 """Prune whole neurons, heads and layers; and anything by the scores of a relevance folder."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 from .prune_options import check_units
 
@@ -55,7 +55,7 @@ def prune_units(
         more = {"rank": options["rank"], "relevance": relevance.config, **more}
     recipe = {"verb": "prune", **result, **more, **made_from(loaded.name)}
     save_model(loaded, output, recipe, overwrite, parts={"mask": mask})
-    printed = json.dumps({"output": str(output), **result})
+    printed = json_text({"output": str(output), **result})
     click.echo(printed if as_json else f"cut {said}\nwritten to {output}")
 
 
@@ -70,7 +70,7 @@ def _zero_by(relevance: "Relevance", as_json: bool, options: dict[str, Any]) -> 
     mask = select(relevance, options["components"], options["sparsity"], options["rank"])
     result = _result(mask, options)
     if options["dry_run"]:
-        click.echo(json.dumps(result) if as_json else f"would cut {mask}")
+        click.echo(json_text(result) if as_json else f"would cut {mask}")
         return None
     loaded = _load(relevance, options)
     mask.apply_(loaded.model)
@@ -115,7 +115,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     click.echo(f"{options['relevance'] or name}: {what}", err=True)
     click.echo(f"{source or 'no calibration'}: {expected}", err=True)
     if options["dry_run"]:
-        planned = json.dumps({**result, "peak": expected.peak})
+        planned = json_text({**result, "peak": expected.peak})
         click.echo(planned if as_json else f"would cut {mask}{said}")
         return None
     started = time.perf_counter()

@@ -1,10 +1,10 @@
 """excise revert: take an edit out of a model."""
 
-import json
 from pathlib import Path
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -42,7 +42,7 @@ def command(
     wanted = Edit.from_pretrained(edit) if edit and Path(edit).exists() else edit
     written = revert(model_folder(model, revision), output, wanted, overwrite, everything)
     if as_json:
-        click.echo(json.dumps(written.to_json()))
+        click.echo(json_text(written.to_json()))
         return
     left = [f"left: {one}" for one in written.edits] or ["no edit is left: this is the base"]
     click.echo("\n".join([*left, f"written to {output}"]))

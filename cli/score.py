@@ -1,12 +1,12 @@
 """excise score: relevance of a model's components."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -74,7 +74,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         tell(f"the {source.kind} gives only {len(samples)} of {source.n} samples", err=True)
     tell(f"{len(samples)} samples, batch size {size}: {expected}", err=True)
     if dry_run:
-        tell(json.dumps({"samples": len(samples), "batch_size": size, "peak": expected.peak}))
+        tell(json_text({"samples": len(samples), "batch_size": size, "peak": expected.peak}))
         return
     assert output is not None
     progress = progress_of(output) if resume else None
@@ -92,7 +92,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         relevance.save_pretrained(output, overwrite)
     tell(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     if as_json:
-        tell(json.dumps({"output": str(output), **relevance.config, **measured}))
+        tell(json_text({"output": str(output), **relevance.config, **measured}))
     else:
         tell(f"{relevance}\nwritten to {output}; look at it with: excise show {output}")
 

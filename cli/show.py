@@ -1,12 +1,12 @@
 """excise show: look at a relevance, a circuit or an edit."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import first_line, shown
+from ..core.json_text import json_text
 from ..core.reading import as_path, is_name
 from . import options as shared
 from .show_circuit import WRITTEN, show_circuit
@@ -86,7 +86,7 @@ def command(
         draw(relevance, html, tokenizer, overwrite)
     if as_json:
         found = {"config": relevance.config, "top": rows, "rank_correlation": agreement}
-        click.echo(json.dumps(found))
+        click.echo(json_text(found))
         return
     click.echo(str(relevance))
     for name, found in rows.items():

@@ -1,11 +1,11 @@
 """A circuit folder for a terminal, and as files for people and for other tools."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -32,7 +32,7 @@ def show_circuit(
         if path is not None:
             export(circuit, kind, path, overwrite)
     if as_json:
-        click.echo(json.dumps({**circuit.as_json(), "written": {
+        click.echo(json_text({**circuit.as_json(), "written": {
             kind: str(path) for kind, path in files.items() if path is not None
         }}))  # fmt: skip
         return
@@ -67,7 +67,7 @@ def described(circuit: "Circuit", most: int = 12) -> str:
     """Render a circuit for a terminal: the evidence, and its largest components."""
     found: dict[str, Any] = circuit.config["metrics"]
     rows = [
-        [name.replace("_", " "), f"{row['value']:.3f}", "[{:.3f}, {:.3f}]".format(*row["ci"])]
+        [name.replace("_", " "), f"{row['value']:.3f}", _interval(*row["ci"], ".3f")]
         for name, row in found.items()
         if "ci" in row
     ]
@@ -76,8 +76,13 @@ def described(circuit: "Circuit", most: int = 12) -> str:
         rows = [[name, str(n)] for name, n in circuit.by_matrix().items() if n]
         return "\n".join([*lines, "", shared.aligned(("matrix", "weights kept"), rows)])
     kept = sorted((c for c in circuit.components() if c.kept), key=lambda c: -abs(c.score))
-    rows = [[c.name, f"{c.score:+.4g}", f"[{c.low:+.4g}, {c.high:+.4g}]"] for c in kept[:most]]
+    rows = [[c.name, f"{c.score:+.4g}", _interval(c.low, c.high, "+.4g")] for c in kept[:most]]
     lines += ["", shared.aligned((circuit.level.name, "score", "95 % interval"), rows)]
     if len(kept) > most:
         lines.append(f"and {len(kept) - most} more")
     return "\n".join(lines)
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    """Render an interval; nothing where there is none, as of a single prompt."""
+    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"

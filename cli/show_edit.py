@@ -1,12 +1,12 @@
 """What `excise show` prints of an edit."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 
 
@@ -20,13 +20,13 @@ def show_edit(folder: Path, top: int, as_json: bool) -> None:
 
     edit = Edit.from_pretrained(folder)
     if as_json:
-        click.echo(json.dumps(described(edit)))
+        click.echo(json_text(described(edit)))
         return
     click.echo(f"{edit}\ncreated {edit.config['created']} for {edit.base['family']}\n")
     click.echo(by_layer(edit))
     for name in ("recipe", "evidence"):
         if edit.config[name]:
-            click.echo(f"\n{name}: {json.dumps(edit.config[name])}")
+            click.echo(f"\n{name}: {json_text(edit.config[name])}")
     rows = strongest(edit)
     click.echo("\n" + shared.aligned(("component", "factor"), rows[:top]))
     if len(rows) > top:

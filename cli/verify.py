@@ -1,11 +1,11 @@
 """excise verify: is this edit in this model, and nothing else?"""
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
+from ..core.json_text import json_text
 from . import options as shared
 from .evaluate import GATE_NOT_MET
 
@@ -27,7 +27,7 @@ def command(model: str, edit: Path | None, revision: str | None, as_json: bool) 
     witness = Edit.from_pretrained(edit) if edit else None
     found = verify(model_folder(model, revision), witness)
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        click.echo(json_text(found.to_json()))
     elif found.holds:
         click.echo(str(found))
     if not found.holds:

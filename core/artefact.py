@@ -1,6 +1,5 @@
 """Artefacts on disk: folders of a config, tensors and a page for people; never a pickle."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from .errors import ExciseError, shown
+from .json_text import json_text
 from .output import settled, whole_folder
 from .reading import as_path, read_json
 from .schema import Shape, check
@@ -64,7 +64,7 @@ def write_artefact(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     with whole_folder(path, overwrite, kind) as folder:
-        (folder / "config.json").write_text(json.dumps({**head, **config}, indent=2) + "\n")
+        (folder / "config.json").write_text(json_text({**head, **config}, indent=2) + "\n")
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, folder / f"{kind}.safetensors")
         for name, text in {"README.md": readme, **(more or {})}.items():

@@ -217,8 +217,8 @@ class Resampled:
             drawn, slopes = _effect(kind, exp, a, b)
             centre, here = _effect(kind, exp, self.a, self.b)
             u, d = self.parts
-            parts = (here[0] + here[1]) * u + here[1] * d
-            error = math.sqrt((parts**2).sum()) / self.total
+            parts = ((here[0] + here[1]) * u + here[1] * d) * np.sign(self.total)
+            error = math.sqrt((parts**2).sum()) / abs(self.total)
             if not math.isfinite(error) or not math.isfinite(centre) or self.size < 2:
                 return Bootstrap(value, outer(drawn, link), self.n)
             pivots = 0 * drawn
@@ -239,7 +239,7 @@ class Resampled:
         uu, dd, ww, ud, uw, dw = self.squares
         square = s * s * uu + f * f * dd + c * c * ww
         square += 2 * (s * f * ud - s * c * uw - f * c * dw)
-        return np.sqrt(np.maximum(square, 0.0)) / self.per
+        return np.sqrt(np.maximum(square, 0.0)) / np.abs(self.per)
 
 
 def _effect(kind: Kind, exp: bool, a: Any, b: Any) -> tuple[Any, tuple[Any, Any]]:

@@ -1,10 +1,10 @@
 """Write a model back as a plain HuggingFace folder, with the recipe of its edit beside it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from .json_text import json_text
 from .loading import Loaded
 from .output import whole_folder
 from .reading import read_json
@@ -45,7 +45,7 @@ def save_model(
     with whole_folder(path, overwrite, "model", [loaded.name]) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        (folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+        (folder / RECIPE).write_text(json_text(recipe, indent=2) + "\n")
         for name, part in (parts or {}).items():
             part.save_pretrained(folder / name)
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.escape import markdown
+from ..core.json_text import finite
 from ..core.statistics import Measure, short
 from ..eval.compare import Comparison
-from ..eval.report import Table, finite, markdown_table
+from ..eval.report import Table, markdown_table
 from .controls import Band
 from .dose import percent
 from .proof import Card

@@ -19,6 +19,7 @@ from ..core.errors import ExciseError
 from ..core.escape import markdown
 from ..core.families import ModelView, plain_linear
 from ..core.held import changed
+from ..core.json_text import json_text
 from ..core.schema import OBJECT, TEXT
 from .changes import Change, Layout, Unit, changes
 from .checkpoint import as_bytes
@@ -170,7 +171,7 @@ class Edit:
         """
         readme = README.format(edit=markdown(self))
         head = {"schema": SCHEMA, "kind": KIND}
-        config = json.loads(json.dumps({**head, **self.config, "base": self.base}))
+        config = json.loads(json_text({**head, **self.config, "base": self.base}))
         tensors = self._tensors()
         config["checksum"] = checksum(config, save(tensors), readme)
         write_artefact(path, KIND, config, tensors, readme, overwrite)

@@ -6,7 +6,6 @@ the base's digest in each edit.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..core.artefact import SCHEMA, versions
 from ..core.errors import ExciseError, first_line
 from ..core.export import EDITS, SEEN
+from ..core.json_text import json_text
 from ..core.reading import read_json
 from ..core.schema import Kind, check, whole
 from .changes import Change
@@ -160,4 +160,4 @@ def write_record(
         "undo": hashlib.sha256(content).hexdigest(),
         "versions": versions(),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / RECORD).write_text(json_text(record, indent=2) + "\n")

@@ -5,13 +5,13 @@ The JSON is documented in docs/evaluation.md. It holds what users of lm-eval loo
 that a model wrote.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from ..core.escape import markdown
+from ..core.json_text import finite
 from ..core.statistics import Measure, short
 from .compare import Comparison, compare
 from .gate import Gate
@@ -128,15 +128,6 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
 
 def _json(measure: Measure) -> dict[str, Any]:
     return {**asdict(measure), "ci": list(measure.ci)}
-
-
-def finite(value: Any) -> Any:
-    """Return what JSON can hold: null for numbers that are none, as a ratio to nothing."""
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(finite, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _add_lm_eval(found: dict[str, Any], task: str, outcome: Outcome) -> None:

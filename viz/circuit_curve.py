@@ -71,7 +71,7 @@ def _sizes(values: list[float]) -> Axis:
 
 def _point(point: CurvePoint) -> Point:
     """A point; an interval that is no interval, as of an undefined ratio, is left out."""
-    if point.low <= point.high:
+    if point.low is not None and point.high is not None and point.low <= point.high:
         return Point(point.size, point.faithfulness, point.low, point.high)
     return Point(point.size, point.faithfulness)
 

@@ -79,15 +79,15 @@ class CurvePoint:
     Attributes:
         size: How many components it keeps.
         faithfulness: 1 is the whole model, 0 is nothing kept.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
+        low: Lower end of the interval, if there is one.
+        high: Upper end of the interval, if there is one.
         random: Faithfulness of a random circuit of this size, if measured.
     """
 
     size: int
     faithfulness: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     random: float | None = None
 
 

@@ -59,7 +59,7 @@ def test_intervals_are_wider_where_prompts_differ():
     made = trial(full=[1.0] * 40, empty=[0.0] * 40)
     steady = made.faithfulness(outcome([0.5] * 39 + [0.52]))
     mixed = made.faithfulness(outcome([0.1, 0.9] * 20))
-    assert steady.ci[1] - steady.ci[0] < 0.02 < mixed.ci[1] - mixed.ci[0]
+    assert steady.ci[1] - steady.ci[0] < 0.03 < mixed.ci[1] - mixed.ci[0]
     assert mixed.ci[0] < 0.5 < mixed.ci[1]
 
 

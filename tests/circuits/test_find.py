@@ -18,9 +18,11 @@ from excise.circuits.exchange import read_eap_ig, to_eap_ig, write_eap_ig
 from excise.circuits.faithfulness import Trial
 from excise.circuits.find import find_circuit, scored
 from excise.circuits.levels import Ranking, get_level
+from excise.circuits.page import circuit_html
 from excise.circuits.pairs import Pairs
 from excise.circuits.patching import patch
 from excise.circuits.search import Parts, Search, prompts_in_parts
+from excise.cli.show_circuit import described
 from excise.core import identity
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
@@ -49,8 +51,30 @@ def test_a_circuit_keeps_what_it_was_asked_for(
     assert len(metrics["curves"]["signed"]) == 10
     assert 0.0 <= metrics["stability"]["value"] <= 1.0
     found = circuit.scores[level]
+    assert found.low is not None
+    assert found.high is not None
     assert bool((found.low <= found.high).all())
     assert set(metrics["ablations"]) == {"zero", "resample", "mean"}
+
+
+def test_a_circuit_of_single_prompts_claims_no_interval(
+    tiny_llama: Any, make_pairs: Callable[..., Pairs], tmp_path: Path
+):
+    single = Parts(*(make_pairs((6,), seed) for seed in (1, 2, 3)))
+    circuit = found_in(tiny_llama, single, ablation="zero", size=3)
+    metrics = circuit.config["metrics"]
+    assert "stability" not in metrics
+    assert metrics["faithfulness"]["ci"] == metrics["cpr"]["ci"] == [None, None]
+    circuit.save_pretrained(tmp_path / "c")
+    text = (tmp_path / "c" / "config.json").read_text()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    again = Circuit.from_pretrained(tmp_path / "c")
+    assert again.config["metrics"] == metrics
+    assert {c.low for c in again.components()} == {None}
+    assert circuit_html(again)
+    assert "inf" not in described(again)
+    assert "[+" not in described(again)
 
 
 def test_the_size_is_the_first_that_reaches_the_target(tiny_llama: Any, parts: Parts):
@@ -197,9 +221,22 @@ def test_bounds_come_from_resampled_prompts():
     samples = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [3.0, 0.0]])
     scores, means = bootstrap(samples, resamples=400)
     assert scores.mean.tolist() == [3.0, 0.0]
-    assert 1.0 <= scores.low[0] < 3.0 < scores.high[0] <= 5.0
-    assert scores.low[1] == scores.high[1] == 0.0
+    half = 3.182446 * (8 / 3) ** 0.5 / 2  # Student's t, 3 degrees of freedom
+    assert scores.low is not None
+    assert scores.high is not None
+    assert scores.low.tolist() == pytest.approx([3.0 - half, 0.0], abs=1e-5)
+    assert scores.high.tolist() == pytest.approx([3.0 + half, 0.0], abs=1e-5)
+    assert means is not None
     assert means.shape == (400, 2)
+    assert means[:, 0].min() >= 1.0
+    assert means[:, 0].std() == pytest.approx(2**0.5 / 2, rel=0.1)
+
+
+def test_of_a_single_prompt_there_is_no_interval():
+    scores, means = bootstrap(torch.tensor([[1.0, 2.0]]))
+    assert scores.mean.tolist() == [1.0, 2.0]
+    assert scores.low is scores.high is means is None
+    assert scores.columns() == [[1.0, 2.0], [None, None], [None, None]]
 
 
 def test_own_prompts_are_shared_out_without_overlap(make_pairs: Callable[..., Pairs]):
