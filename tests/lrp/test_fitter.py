@@ -309,5 +309,5 @@ def test_a_failed_batch_ends_the_fitter(tiny: Tiny, monkeypatch: pytest.MonkeyPa
 def test_an_offloaded_model_is_refused(tiny: Tiny):
     model = tiny("llama-gqa")
     model.model.layers[1].mlp.to("meta")
-    with pytest.raises(ExciseError, match="are not in memory .offloaded, or"):
+    with pytest.raises(ExciseError, match="are not in memory"):
         score(model, SAMPLES, "logit")
