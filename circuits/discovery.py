@@ -50,7 +50,10 @@ def by_faithfulness(trial: Trial, ranking: Ranking, target: float) -> Choice:
     low, high = 0, 1
     while not reached(high):
         if high == len(ranking):
-            raise ExciseError(f"not even all components reach faithfulness {target}")
+            raise ExciseError(
+                f"not even all components reach faithfulness {target}: give a smaller one, or a "
+                "--size"
+            )
         low, high = high, min(2 * high, len(ranking))
     return by_size(trial, ranking, _bisect(low, high, reached))
 

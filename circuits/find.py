@@ -94,7 +94,8 @@ def find_circuit(
     )
     chosen = choose(choosing, mean, search, method, progress)
     if not bool(chosen.any()):
-        raise ExciseError("no component is left in the circuit: ask for a larger size")
+        more = "faithfulness" if search.size is None else "size"
+        raise ExciseError(f"no component is left in the circuit: ask for a larger --{more}")
     evidence = Evidence(test, model, parts, search, batch_size, progress)
     metrics = evidence.measured(chosen, mean)
     if resampled is not None:

@@ -217,6 +217,18 @@ def test_edges_that_a_method_cannot_score_are_named(tiny_opt: Any, parts: Parts)
         assert bool(said) == told
 
 
+@pytest.mark.parametrize(("search", "more"), [({"size": 1}, "size"), ({}, "faithfulness")])
+def test_nothing_left_says_what_to_ask_for(
+    tiny_llama: Any, parts: Parts, monkeypatch: pytest.MonkeyPatch, search: Any, more: str
+):
+    def nothing(_trial: Any, scores: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.zeros(scores.shape, dtype=torch.bool)
+
+    monkeypatch.setattr(find, "choose", nothing)
+    with pytest.raises(ExciseError, match=f"no component is left .* a larger --{more}$"):
+        find_circuit(tiny_llama, parts, Search(**search), allow_failing=True)
+
+
 def test_bounds_come_from_resampled_prompts():
     samples = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [3.0, 0.0]])
     scores, means = bootstrap(samples, resamples=400)
