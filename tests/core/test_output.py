@@ -17,15 +17,7 @@ from excise.core.artefact import read_artefact, read_config, write_artefact
 from excise.core.errors import ExciseError
 from excise.core.export import save_model
 from excise.core.loading import load_model, model_folder
-from excise.core.output import (
-    FILES,
-    check_output,
-    progress_of,
-    remove_progress,
-    settled,
-    whole_file,
-    whole_folder,
-)
+from excise.core.output import FILES, check_output, whole_file, whole_folder
 from filelock import FileLock
 
 
@@ -225,14 +217,14 @@ def test_readers_find_what_a_killed_run_moved_aside(tmp_path: Path, tiny_folder:
         read(str(tmp_path / "model"))
         assert left(tmp_path) == ["model", "out"]
     for name in ("gpt2", "", "/", ".", "a\0b", "x" * 5000, tmp_path / "none"):
-        assert settled(name) == name
+        assert output.settled(name) == name
 
 
 def test_a_disk_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     moved_aside(artefact(tmp_path / "out"))
     refusing(monkeypatch, errno.EROFS)
     monkeypatch.setattr(output, "_locked", lambda *_: os.mkdir("refused"))  # noqa: PTH102
-    assert settled(tmp_path / "out") == tmp_path / ".out.excise.old"
+    assert output.settled(tmp_path / "out") == tmp_path / ".out.excise.old"
 
 
 WRITING = """
@@ -269,17 +261,17 @@ def test_two_runs_with_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_progress_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = progress_of(tmp_path / "x" / ".." / "out")
+    folder = output.progress_of(tmp_path / "x" / ".." / "out")
     assert folder == tmp_path / ".out.progress"
     folder.mkdir()
     (folder / "half").touch()
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed before
-    remove_progress(folder)
+    output.remove_progress(folder)
     monkeypatch.undo()
     assert left(tmp_path) == ["..out.progress.excise.part"]
     check_output(tmp_path / "out", False, "thing")
-    remove_progress(folder)
-    remove_progress(None)
+    output.remove_progress(folder)
+    output.remove_progress(None)
     assert not left(tmp_path)
 
 
@@ -287,7 +279,7 @@ def test_somebody_who_uses_the_progress_keeps_it(tmp_path: Path, monkeypatch: py
     (tmp_path / ".out.progress").mkdir()
     monkeypatch.setattr(output, "_PATIENCE", 0.1)
     with FileLock(tmp_path / "..out.progress.excise.lock"):
-        remove_progress(tmp_path / ".out.progress")
+        output.remove_progress(tmp_path / ".out.progress")
     assert (tmp_path / ".out.progress").is_dir()
 
 
