@@ -3,8 +3,9 @@
     python benchmarks/statistics_simulation.py
     python benchmarks/statistics_simulation.py --model smollm2 --prompts FILE
 
-The first part draws units from known distributions and counts how often the 95 % interval holds
-the truth. The second lets the gate decide on two identical models that differ by their sampling
+The first part lets damage as large as a gate's bound be skewed or rare and counts how often it
+passes. The second draws units from known distributions and counts how often the 95 % interval holds
+the truth. The third lets the gate decide on two identical models that differ by their sampling
 seed only, with simulated toxicity; the third does so with completions of a real model: of many
 completions per prompt, two disjoint random halves play two seeds.
 """
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from excise.core.bootstrap import Bootstrap
 from excise.core.statistics import Statistic, measure, wilson
 from excise.eval.gate import check_gate
 from excise.eval.outcome import Outcome
 from excise.eval.paired import paired
 from excise.eval.policy import parse_policy
+from excise.eval.rare import hidden
 from excise.eval.run import Evaluation
 from excise.eval.toxicity import STATISTICS, toxicity_columns
 
@@ -164,17 +167,60 @@ def alarms(name: str, draw: Callable[[np.random.Generator], Any], repetitions: i
         print(f"  {words:34}" + "   ".join(cells), flush=True)
 
 
-def rare(repetitions: int) -> None:
-    """Damage that few units show: how often it passes although it is as large as the bound."""
-    print(f"rare, large damage passes in %, {repetitions} repetitions; 5 would be right")
-    for share, n in ((0.03, 30), (0.03, 100), (0.03, 300), (0.1, 30), (0.1, 100)):
-        rng, passed = np.random.default_rng(n), 0
-        for seed in range(repetitions):
-            x = rng.beta(0.6, 2.0, n)
-            damage = (rng.random(n) < share) * 0.5 + rng.normal(0, 0.02, n)
-            found = paired(MEAN, {"x": x}, {"x": x + damage}, seed)
-            passed += found.difference.p_above(0.5 * share) <= 0.05
-        print(f"  {100 * share:.0f} % of {n} units: {100 * passed / repetitions:.1f}", flush=True)
+SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "exponential": lambda rng, n: rng.exponential(size=n) - 1,
+    "lognormal, sigma 1": lambda rng, n: (rng.lognormal(size=n) - math.exp(0.5)) / 2.1612,
+    "3 % of units hit": lambda rng, n: hit(rng, n, 0.03),
+    "gamma, shape 0.5": lambda rng, n: (rng.gamma(0.5, size=n) - 0.5) / math.sqrt(0.5),
+    "Student's t, 3": lambda rng, n: rng.standard_t(3, n) / math.sqrt(3),
+    "1 % of units hit": lambda rng, n: hit(rng, n, 0.01),
+    "10 % of units hit": lambda rng, n: hit(rng, n, 0.1),
+}
+"""Damage by unit, of mean 0 and standard deviation 1; bounds were chosen on the first four."""
+
+
+def hit(rng: np.random.Generator, n: int, share: float) -> np.ndarray:
+    """Most units hardly change, few by 25 times as much as the others scatter."""
+    spread = math.sqrt(625 * share * (1 - share) + 1)
+    return (25 * ((rng.random(n) < share) - share) + rng.normal(size=n)) / spread
+
+
+def damage(sizes: list[int], repetitions: int, seed: int) -> None:
+    """Perplexity rises by exactly the bound of 1 %, by windows of 1,023 tokens that differ."""
+    print(f"{repetitions} repetitions, in %: false passes at the bound, intervals that hold the "
+          "truth, passes of damage 3 standard errors below the bound")  # fmt: skip
+    rule, error = parse_policy({"perplexity": {"max_increase": "1 %", "min_samples": 2}})[0], 0.01
+    for shape, draw in SHAPES.items():
+        for n in sizes:
+            rng, seen = np.random.default_rng([seed, n]), Counter()
+            widths: list[tuple[float, float]] = []
+            for repetition in range(repetitions):
+                tokens = np.full(n, 1023.0)
+                before = {"loss": tokens * rng.normal(3.2, 0.4, n), "tokens": tokens}
+                rise = math.log(1.01) + error * draw(rng, n)
+                after = {**before, "loss": before["loss"] + tokens * rise}
+                found = paired(LOSS, before, after, repetition).relative
+                old = Bootstrap(found.value, found.resampled, found.n)  # expanded percentiles
+                enough = not any(hidden(LOSS, after, rule))
+                above = 0.01 + 3 * error / math.sqrt(n)
+                for name, one in (("old", old), ("new", found)):
+                    low, high = one.interval()
+                    seen[f"{name} false"] += one.p_above(0.01) <= 0.05
+                    seen[f"{name} power"] += one.p_above(above) <= 0.05
+                    seen[f"{name} holds"] += low <= 0.01 <= high
+                seen["gate false"] += enough and found.p_above(0.01) <= 0.05
+                seen["gate power"] += enough and found.p_above(above) <= 0.05
+                ends = old.interval(), found.interval()
+                widths.append(tuple(high - low for low, high in ends))  # type: ignore[arg-type]
+            share = {key: 100 * count / repetitions for key, count in seen.items()}
+            wider = np.median([new / old for old, new in widths])
+            cells = [
+                f"{what}: percentile {share[f'old {key}']:.1f}, now {share[f'new {key}']:.1f}"
+                + (f", gate {share[f'gate {key}']:.1f}" if key != "holds" else "")
+                for what, key in (("false", "false"), ("holds", "holds"), ("harmless", "power"))
+            ]
+            print(f"  {shape:20} n={n:<4} {'   '.join(cells)}   width x {wider:.2f}", flush=True)
 
 
 def simulated(prompts: int, completions: int) -> Callable[[np.random.Generator], Any]:
@@ -219,6 +265,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[30, 100, 300])
+    parser.add_argument("--damage-sizes", type=int, nargs="+", default=[16, 30, 100, 300])
+    parser.add_argument("--damage-only", action="store_true", help="Only skewed and rare damage.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="Use completions of this model for the gate.")
     parser.add_argument("--prompts", help="File of prompts for it.")
@@ -239,8 +287,10 @@ def main() -> None:
             name = f"{options.model}, {len(scores)} prompts x {k} completions"
             alarms(name, recorded(scores, k), options.repetitions)
         return
+    damage(options.damage_sizes, options.repetitions, options.seed)
+    if options.damage_only:
+        return
     coverage(options.sizes, options.repetitions, options.seed)
-    rare(options.repetitions)
     for n, k in ((30, 1), (100, 1), (100, 25)):
         alarms(f"simulated, {n} prompts x {k} completions", simulated(n, k), options.repetitions)
 

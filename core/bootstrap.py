@@ -8,15 +8,13 @@ extreme units are too sure of themselves.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import stats
-
-from .errors import ExciseError
 
 
 LEVEL = 0.95
@@ -30,10 +28,6 @@ CAUTION = 4.0
 `benchmarks/statistics_simulation.py`."""
 
 Values = Float[np.ndarray, " n"]
-Units = Float[np.ndarray, "n 3"]
-"""Of each unit the numerator before, the numerator after, and the denominator."""
-
-Kind = Literal["after", "difference", "relative"]
 Link = Literal["mean", "exp", "expm1"]
 
 
@@ -81,6 +75,7 @@ class Bootstrap:
     resampled: Shaped[np.ndarray, " resamples"]
     n: int
     studentised: Studentised | None = None
+    ratio: "Ratio | None" = None
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Return the two-sided interval at a confidence level."""
@@ -91,6 +86,8 @@ class Bootstrap:
         """Return the value that the truth lies below with this probability."""
         if self.n < 2:
             return -math.inf if probability < 0.5 else math.inf
+        if self.ratio is not None:
+            return self.ratio.bound(probability)
         found = self.studentised
         if found is None:
             wide = math.sqrt(self.n / (self.n - 1)) * stats.t.ppf(probability, self.n - 1)
@@ -123,6 +120,8 @@ class Bootstrap:
         """Return how likely an estimate is this far on the other side of the threshold."""
         if self.n < 2:
             return 1.0
+        if self.ratio is not None:
+            return self.ratio.p(threshold, side)
         found = self.studentised
         if found is None:
             share = _share(-side * self.resampled, -side * threshold)
@@ -144,6 +143,43 @@ class Bootstrap:
     def _caution(self, side: int) -> float:
         assert self.studentised is not None
         return math.exp(CAUTION * max(0.0, side * self.studentised.skew))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A relative change, by what need not be divided (Fieller 1954).
+
+    It is above r where the mean of 'after less (1 + r) before' is above 0. So a ratio to something
+    that is hardly more than nothing has bounds without ends, and not those of a normal quotient.
+    """
+
+    centre: float
+    contrast: Callable[[float], Bootstrap]
+    """By r, the mean of which the sign decides."""
+
+    def p(self, threshold: float, side: int) -> float:
+        """Return the p value as `Bootstrap.p_above` (side 1) and `p_below` (side -1) do."""
+        if math.isinf(threshold):
+            return 1.0 if threshold * side < 0 else 0.0
+        found = self.contrast(threshold)
+        return found.p_above(0.0) if side > 0 else found.p_below(0.0)
+
+    def bound(self, probability: float, most: float = 1e9, steps: int = 40) -> float:
+        """Find the threshold whose p value is the tail: doubling, then bisection."""
+        side = -1 if probability < 0.5 else 1
+        tail = probability if side < 0 else 1 - probability
+        inside, step = self.centre, 0.01
+        while self.p(outside := self.centre + side * step, side) > tail:
+            inside, step = outside, 2 * step
+            if step > most:
+                return side * math.inf
+        for _ in range(steps):
+            middle = (inside + outside) / 2
+            if self.p(middle, side) > tail:
+                inside = middle
+            else:
+                outside = middle
+        return outside
 
 
 def _share(values: Shaped[np.ndarray, " resamples"], threshold: float) -> float:
@@ -170,100 +206,3 @@ def _drawn(n: int, seed: int, resamples: int) -> Iterator[Int[np.ndarray, "block
         size = min(block, resamples - done)
         rows = draw.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         yield np.bincount(rows.ravel(), minlength=size * n).reshape(size, n)
-
-
-class Resampled:
-    """Units drawn again and again, and what the quotients of two models say about one another.
-
-    Args:
-        units: What is resampled: the units, and those added for what was not seen.
-        n: Units behind it, without those added.
-        seed: Of the resampling.
-
-    Raises:
-        ExciseError: A bootstrap sample measures nothing.
-    """
-
-    def __init__(self, units: Units, n: int, seed: int):
-        before, after, per = units.T
-        self.size, self.n, self.total = len(units), n, per.sum()
-        sums = np.zeros((1, 1))
-        if self.total:
-            self.a, self.b = before.sum() / self.total, after.sum() / self.total
-            # residuals: their squares keep their digits where the two models hardly differ
-            u, d = before - self.a * per, after - before - (self.b - self.a) * per
-            self.parts = u, d
-            products = [u * u, d * d, per * per, u * d, u * per, d * per]
-            sums = resampled_sums(np.stack([per, u, d, *products], 1), seed)
-        self.per = sums[:, 0]
-        if not self.per.all():
-            raise ExciseError("a bootstrap sample measures nothing: too many units are empty")
-        self.alpha, self.delta = (sums[:, i] / self.per for i in (1, 2))
-        self.squares = sums[:, 3:].T
-
-    def effect(self, kind: Kind, exp: bool, value: float) -> Bootstrap:
-        """Return the estimate of an effect.
-
-        Args:
-            kind: The quotient after, or how it differs from that before, absolutely or relatively.
-            exp: Whether a model's value is the exponential of its quotient.
-            value: The effect in the units alone.
-        """
-        link: Link = "mean"
-        if exp and kind != "difference":
-            link = "expm1" if kind == "relative" else "exp"
-        with np.errstate(all="ignore"):
-            a, b = self.a + self.alpha, self.b + self.alpha + self.delta
-            drawn, slopes = _effect(kind, exp, a, b)
-            centre, here = _effect(kind, exp, self.a, self.b)
-            u, d = self.parts
-            parts = ((here[0] + here[1]) * u + here[1] * d) * np.sign(self.total)
-            error = math.sqrt((parts**2).sum()) / abs(self.total)
-            if not math.isfinite(error) or not math.isfinite(centre) or self.size < 2:
-                return Bootstrap(value, outer(drawn, link), self.n)
-            pivots = 0 * drawn
-            if error:  # units that happen to be alike are not as sure as they look
-                pivots = (drawn - centre) / np.maximum(self._errors(slopes), error / self.size)
-        correction = math.sqrt(self.size / (self.size - 1))
-        found = Studentised(float(centre), error * correction, pivots / correction, _skew(parts),
-                            link)  # fmt: skip
-        return Bootstrap(value, outer(drawn, link), self.n, found)
-
-    def _errors(self, slopes: tuple[Any, Any]) -> Shaped[np.ndarray, " resamples"]:
-        """Return the standard error of each resampled effect by its derivatives (delta method).
-
-        A unit adds `h = s u + f d - c w` to it, whose sum over the resample is 0.
-        """
-        s, f = slopes[0] + slopes[1], slopes[1]
-        c = s * self.alpha + f * self.delta
-        uu, dd, ww, ud, uw, dw = self.squares
-        square = s * s * uu + f * f * dd + c * c * ww
-        square += 2 * (s * f * ud - s * c * uw - f * c * dw)
-        return np.sqrt(np.maximum(square, 0.0)) / np.abs(self.per)
-
-
-def _effect(kind: Kind, exp: bool, a: Any, b: Any) -> tuple[Any, tuple[Any, Any]]:
-    """Return an effect of the quotients a and b, and its derivatives by each.
-
-    On the scale of logarithms where values are exponentials, but for their difference.
-    """
-    one = np.ones_like(b)
-    if kind == "after":
-        return b, (0 * one, one)
-    if exp and kind == "difference":
-        before, after = outer(a, "exp"), outer(b, "exp")
-        return after - before, (-before, after)
-    if exp or kind == "difference":
-        return b - a, (-one, one)
-    size = np.abs(a)
-    found = np.where(a == b, 0.0, (b - a) / size)
-    return found, (-b * np.sign(a) / size**2, 1 / size)
-
-
-def _skew(parts: Values) -> float:
-    """Return the skewness of a sample, unbiased for normal ones, over the root of its size."""
-    n, square = len(parts), (parts**2).mean()
-    if n < 3 or not square:
-        return 0.0
-    found = (parts**3).mean() / square**1.5 * math.sqrt(n * (n - 1)) / (n - 2)
-    return float(found / math.sqrt(n))

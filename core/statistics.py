@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import stats
 
-from .bootstrap import LEVEL, Bootstrap, Resampled, Values, outer
+from .bootstrap import LEVEL, Bootstrap, Values, outer
+from .effects import Resampled
 from .errors import ExciseError
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from ..core.bootstrap import RESAMPLES, Bootstrap, Resampled, Values
+from ..core.bootstrap import RESAMPLES, Bootstrap, Values
+from ..core.effects import Resampled
 from ..core.errors import ExciseError
 from ..core.statistics import Statistic, unseen
 
