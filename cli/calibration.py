@@ -60,13 +60,6 @@ class Calibration:
             click.echo(f"{self.name} gives only {len(found)} of {self.n} samples", err=True)
         return found
 
-    def prompt_hashes(self) -> list[str]:
-        """Return hashes of the lines of the source, by which an evaluation knows them again."""
-        from ..core.data import line_hashes
-
-        documents = [] if self.name == SELF else self._documents()
-        return sorted({line for text in documents for line in line_hashes(text)})
-
     def __str__(self) -> str:
         return f"{self.name}, {self.n} samples of {self.length} tokens, seed {self.seed}"
 
@@ -88,6 +81,7 @@ def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]"
     from tqdm import tqdm
 
     from ..core.data import Sample
+    from ..core.texts import text_hash
     from ..eval.generation import Decoding, complete
 
     drawn = random.Random(seed)
@@ -101,4 +95,5 @@ def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]"
             for index, (written,) in complete(loaded.model, starts, decoding, 8):
                 ids += [*starts[index], *written]
                 bar.update(1 + len(written))
-    return [Sample(tuple(ids[i * length : (i + 1) * length])) for i in range(n)]
+    parts = [tuple(ids[i * length : (i + 1) * length]) for i in range(n)]
+    return [Sample(part, known_by=(text_hash(loaded.tokenizer.decode(part)),)) for part in parts]

@@ -1,6 +1,6 @@
 """The steps of excise correct, from options to the folder that is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -9,11 +9,9 @@ from typing import Any
 
 from ..circuits.tasks import TASKS, task_prompts
 from ..core.errors import ExciseError
-from ..core.export import SEEN
 from ..core.identity import identity_of, tokenizer_hash
 from ..core.json_text import json_text
 from ..core.loading import Loaded, model_folder, torch_dtype
-from ..core.output import whole_folder
 from ..correction.apply import bind
 from ..correction.behaviour import BehaviourSet, check_sets
 from ..correction.card import card_json, card_markdown
@@ -43,12 +41,8 @@ from ..eval.generation import Decoding
 from ..eval.outcome import Metric
 from ..eval.perplexity import Perplexity
 from ..eval.repetition import Repetition
-from ..viz.page import write_page
 from .correct_options import WEIGHTS, Asked
 
-
-MOST_HASHES = 300
-"""In the edit itself, which stays a small file."""
 
 Tell = Callable[[str], None]
 Ranking = Contrast | WeightContrast
@@ -241,8 +235,6 @@ def corrected(
         "budgets": asked.budgets,
         "controls": asked["controls"],
         "seed": asked["seed"],
-        # for `excise eval` to know them again; all of them stand in `SEEN`
-        "prompt_hashes": sorted(material.found_by)[:MOST_HASHES],
     }
     return card, recipe
 
@@ -298,22 +290,18 @@ def _ranking(
 def bound(card: Card, recipe: dict[str, Any], revision: str | None) -> Card:
     """Tie the card's edit to its checkpoint, with recipe and evidence."""
     name = card.before.model
-    edit = bind(card.edit, model_folder(name, revision), name, recipe, card.evidence())
+    folder = model_folder(name, revision)
+    edit = bind(card.edit, folder, name, recipe, card.evidence(), card.after.seen)
     return replace(card, edit=edit)
 
 
 def write_card(card: Card, output: Path, overwrite: bool, show_text: bool) -> None:
-    """Write the edit with its report card, whole or not at all."""
-    with whole_folder(output, overwrite, "edit") as folder:
-        card.edit.save_pretrained(folder / "edit")
-        for file in (folder / "edit").iterdir():
-            file.rename(folder / file.name)
-        (folder / "edit").rmdir()
-        content = json_text(card_json(card), indent=2)
-        (folder / "report.json").write_text(content + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(card_markdown(card), encoding="utf-8")
-        write_page(folder / "report.html", card_page(card, show_text))
-        gates: Sequence[Any] = card.report.gates
-        seen = {"prompt_hashes": sorted(card.after.attribution)}
-        (folder / SEEN).write_text(json_text(seen) + "\n", encoding="utf-8")
-        (folder / "junit.xml").write_text(junit(gates), encoding="utf-8")
+    """Write the edit with its report card, all under its seal, whole or not at all."""
+    parts = {
+        "report.json": json_text(card_json(card), indent=2) + "\n",
+        "report.md": card_markdown(card),
+        "report.html": card_page(card, show_text),
+        "junit.xml": junit(card.report.gates),
+    }
+    files = {name: text.encode() for name, text in parts.items()}
+    replace(card.edit, files={**card.edit.files, **files}).save_pretrained(output, overwrite)

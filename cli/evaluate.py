@@ -1,7 +1,6 @@
 """excise eval: what models are worth, what an edit changed, and whether that is good enough."""
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +110,7 @@ def command(
             continue
         evaluation = evaluate(
             loaded, metrics, tell=tell, cache=None if no_cache else default_cache(), progress=True,
-            attribution=chosen | _recipe_prompts(name),
+            attribution=chosen,
         )  # fmt: skip
         for outcome, count in evaluation.reused().items():
             click.echo(f"warning: {count} texts of {outcome} chose the edit of {name}", err=True)
@@ -225,37 +224,18 @@ def _zero_shot(options: dict[str, Any]) -> "list[Metric]":
 
 def _attribution(path: Path) -> frozenset[str]:
     """Return the hashes of the prompts in a file, or of those a folder was made with."""
-    from ..core.data import text_hash
     from ..core.errors import ExciseError
+    from ..core.provenance import seen_in
+    from ..core.texts import line_hashes, text_hash
     from ..eval.text import read_texts
 
-    if path.is_dir():
-        if found := _recipe_prompts(str(path)):
-            return found
-        raise ExciseError(
-            f"{path} does not say which prompts it was made with: "
-            "give --attribution the file that holds them"
-        )
-    return frozenset(map(text_hash, read_texts(str(path))))
-
-
-def _recipe_prompts(model: str) -> frozenset[str]:
-    """Return the prompts' hashes that excise wrote beside a model, its edits or relevance."""
-    from ..core.errors import ExciseError
-    from ..core.export import read_recipes
-
-    def hashes(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            own = value.get("prompt_hashes") or []
-            if not isinstance(own, list) or not all(isinstance(one, str) for one in own):
-                raise ExciseError(f"{model}: the prompt_hashes of its recipe cannot be read")
-            yield from own
-            value = list(value.values())
-        if isinstance(value, list):
-            for inner in value:
-                yield from hashes(inner)
-
-    return frozenset(hashes(read_recipes(model)))
+    if not path.is_dir():
+        texts = read_texts(str(path))
+        return frozenset(one for text in texts for one in (text_hash(text), *line_hashes(text)))
+    if (seen := seen_in(path)) is None or seen.unknown:
+        why = seen.unknown if seen else f"{path} does not say which prompts it was made with"
+        raise ExciseError(f"{why}: give --attribution the file that holds them")
+    return seen.hashes
 
 
 def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> None:

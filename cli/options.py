@@ -185,14 +185,6 @@ class Source:
             return encode(tokenizer, prompts)
         return encode_texts(tokenizer, self._texts(), self.n, self.length)
 
-    def prompt_hashes(self, tokenizer: Any) -> list[str]:
-        """Return hashes of prompts or lines, by which an evaluation knows them again."""
-        from ..core.data import line_hashes, text_hash
-
-        if self.kind not in ("task", "prompts"):
-            return sorted({line for text in self._texts() for line in line_hashes(text)})
-        return [text_hash(prompt.clean) for prompt in self._prompts(tokenizer)]
-
     def _texts(self) -> list[str]:
         from ..core.data import dataset_text
         from ..core.reading import read_text

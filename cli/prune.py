@@ -144,12 +144,9 @@ def _weights(
     seconds = time.perf_counter() - started
     most = held.most if offload else peak()
     result = {"sparsity": pruned.sparsity, "asked": recipe.goal, "recipe": recipe.to_json()}
-    extra = {"calibration": str(source), "prompt_hashes": source.prompt_hashes(),
-             "divergences": pruned.divergences}  # fmt: skip
-    save_model(
-        loaded, output, {"verb": "prune", **result, **extra, **made_from(loaded.name)}, overwrite,
-        parts={"mask": pruned.mask},
-    )  # fmt: skip
+    extra = {"calibration": str(source), "divergences": pruned.divergences}
+    recipe_told = {"verb": "prune", **result, **extra}
+    save_model(loaded, output, recipe_told, overwrite, parts={"mask": pruned.mask})
     Progress(resume).remove()
     measured = {"seconds": round(seconds, 3), "peak": most,
                 "forecast_seconds": round(expected.seconds, 3), "forecast_peak": expected.peak,
@@ -169,7 +166,8 @@ def _table(
     options: dict[str, Any],
 ) -> None:
     """Compare recipes, or sparsities, or both."""
-    from ..core.data import line_hashes
+    from ..core.provenance import Seen
+    from ..core.texts import line_hashes, near
     from ..eval.perplexity import Perplexity
     from ..eval.text import BUILTIN, read_documents
     from ..prune.plan import plan
@@ -196,8 +194,8 @@ def _table(
         told = {name: {"peak": p.peak, "seconds": p.seconds} for name, p in plans.items()}
         click.echo(json_text(told) if as_json else f"would compare {', '.join(recipes)}")
         return
-    known = set(source.prompt_hashes()).intersection(line_hashes("\n\n".join(documents)))
-    if known:
+    measured = {line for text in documents for line in line_hashes(text)}
+    if known := near(measured, Seen.by(samples).hashes):
         click.echo(f"warning: {len(known)} lines of {text} are in {source.name} too", err=True)
     found = measure_all(
         loaded, samples, recipes, sparsities, metric, str(source), seed=options["seed"],
@@ -239,16 +237,6 @@ def calibration_of(options: dict[str, Any]) -> Calibration:
     """Return what to calibrate on."""
     names = ("calibration", "samples", "length", "seed")
     return Calibration(*(options[name] for name in names))
-
-
-def made_from(model: str) -> dict[str, Any]:
-    """Return the recipe of the model that is edited now, and of the edits in it, if any."""
-    from ..core.export import EDITS, RECIPE, read_recipes
-
-    known = read_recipes(model)
-    edits = {name: part for name, part in known.items() if name.startswith(f"{EDITS}/")}
-    found = {"before": known.get(RECIPE), "edits": edits}
-    return {name: part for name, part in found.items() if part}
 
 
 def _listed(text: str | None) -> list[str]:

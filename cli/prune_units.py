@@ -1,6 +1,7 @@
 """Prune whole neurons, heads and layers; and anything by the scores of a relevance folder."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,7 +39,6 @@ def prune_units(
     """
     from ..core.export import save_model
     from ..lrp.relevance import Relevance
-    from .prune import made_from
 
     check_units(options)
     folder = options["relevance"]
@@ -53,7 +53,7 @@ def prune_units(
     loaded, mask, said, result, more = done
     if relevance:
         more = {"rank": options["rank"], "relevance": relevance.config, **more}
-    recipe = {"verb": "prune", **result, **more, **made_from(loaded.name)}
+    recipe = {"verb": "prune", **result, **more}
     save_model(loaded, output, recipe, overwrite, parts={"mask": mask})
     printed = json_text({"output": str(output), **result})
     click.echo(printed if as_json else f"cut {said}\nwritten to {output}")
@@ -82,6 +82,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     from ..core.data import batches
     from ..core.families import ModelView
     from ..core.memory import peak, readable
+    from ..core.provenance import Seen
     from ..prune.compensation import check_biases, mean_inputs_of
     from ..prune.shrink import check_shrink, shrink
     from ..prune.size import parameters_left, parameters_of
@@ -129,7 +130,8 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     more: dict[str, Any] = {"zero": zero, "compensate": compensate, "seed": options["seed"]}
     if source:
-        more |= {"calibration": str(source), "prompt_hashes": source.prompt_hashes()}
+        more["calibration"] = str(source)
+        mask = replace(mask, seen=mask.seen | Seen.by(samples))
     return loaded, mask, f"{mask}{said}", result, more
 
 
@@ -141,6 +143,7 @@ def _choose(
     options: dict[str, Any],
 ) -> "Mask":
     """Choose what stays: of each layer the same number, or with `--zero` compared over all."""
+    from ..core.provenance import Seen
     from ..prune.cut import select_overall
     from ..prune.shrink import select_uniform
     from ..prune.units import unit_scores
@@ -149,14 +152,16 @@ def _choose(
     if relevance:
         scores = relevance.get(component)
         scores = scores if options["rank"] == "signed" else scores.abs()
+        seen = relevance.seen
     else:
         scores = unit_scores(
             view.model, samples, component, criterion, batch_size=options["batch_size"],
             seed=options["seed"], progress=True,
         )  # fmt: skip
+        seen = Seen.by(samples)
     if options["zero"]:
-        return select_overall(scores, component, sparsity)
-    return select_uniform(scores, component, sparsity, view)
+        return select_overall(scores, component, sparsity, seen=seen)
+    return select_uniform(scores, component, sparsity, view, seen=seen)
 
 
 def _load(relevance: "Relevance | None", options: dict[str, Any]) -> "Loaded":

@@ -83,11 +83,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     seconds = time.perf_counter() - started
     measured = {"seconds": round(seconds, 3), "peak": peak(), "forecast_seconds":
                 round(expected.seconds, 3), "forecast_peak": expected.peak}  # fmt: skip
-    relevance.config.update(
-        source=f"{source.kind} {source.name}",
-        sample_seed=source.seed,
-        prompt_hashes=source.prompt_hashes(loaded.tokenizer),
-    )
+    relevance.config.update(source=f"{source.kind} {source.name}", sample_seed=source.seed)
     if _is_main():
         relevance.save_pretrained(output, overwrite)
     tell(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)

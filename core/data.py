@@ -4,12 +4,13 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ExciseError, first_line, shown, unknown_name
 from .reading import lines_of, parse_json, read_text
+from .texts import Lines, text_hash
 
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Sample:
     """Token that should not."""
     continuation: int = 0
     """How many of the last tokens are a teacher-forced continuation."""
+    known_by: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """The `text_hash` of the prompt, or of each line that is in it; none where it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Sample]:
             tuple(tokenizer(prompt.clean)["input_ids"]),
             answer=single_token(tokenizer, prompt.answer, prompt.clean),
             wrong=single_token(tokenizer, prompt.wrong, prompt.clean),
+            known_by=(text_hash(prompt.clean),),
         )
         for prompt in prompts
     ]
@@ -237,7 +241,8 @@ def encode_continuations(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Samp
             raise ExciseError(f"prompt {prompt.clean[:60]!r} has no 'answer' to continue with")
         head = tokenizer(prompt.clean)["input_ids"]
         tail = answer_tokens(tokenizer, prompt.answer, prompt.clean)
-        samples.append(Sample((*head, *tail), continuation=len(tail)))
+        known_by = (text_hash(prompt.clean),)
+        samples.append(Sample((*head, *tail), continuation=len(tail), known_by=known_by))
     return samples
 
 
@@ -302,7 +307,9 @@ def encode_texts(
     """
     if n < 1 or length < 2:
         raise ExciseError(f"samples={n}, length={length}: give at least 1 sample of 2 tokens")
-    ids = tokenizer("\n\n".join(texts), verbose=False)["input_ids"]
+    text = "\n\n".join(texts)
+    encoded = tokenizer(text, verbose=False, return_offsets_mapping=tokenizer.is_fast)
+    ids, lines = encoded["input_ids"], Lines(text)
     available = len(ids) // length
     if available < 1:
         raise ExciseError(f"the text has {len(ids)} tokens, less than one sample of {length}")
@@ -310,7 +317,13 @@ def encode_texts(
     chosen = [index * available // n for index in range(n)]
     if seed is not None:
         chosen = random.Random(seed).sample(range(available), n)
-    return [Sample(tuple(ids[i * length : (i + 1) * length])) for i in chosen]
+
+    def sample(part: slice) -> Sample:
+        places = encoded["offset_mapping"][part] if tokenizer.is_fast else [(0, len(text))]
+        first, last = places[0][0], max(stop for _, stop in places)
+        return Sample(tuple(ids[part]), known_by=lines.of(first, last))
+
+    return [sample(slice(i * length, (i + 1) * length)) for i in chosen]
 
 
 def check_length(samples: Iterable[Sample], config: Any) -> None:
@@ -332,18 +345,6 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     """Return a short hash of tokenised data: equal data, equal fingerprint."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(json.dumps(asdict(sample)).encode())
+        tokens = {name: value for name, value in asdict(sample).items() if name != "known_by"}
+        digest.update(json.dumps(tokens).encode())
     return digest.hexdigest()[:16]
-
-
-def line_hashes(text: str) -> list[str]:
-    """Return the `text_hash` of each line of at least five words."""
-    return [text_hash(line) for line in text.split("\n") if len(line.split()) >= 5]
-
-
-def text_hash(text: str) -> str:
-    """Return a short hash of a text that ignores case and white space.
-
-    It says whether two texts are the same prompt, wherever they were read.
-    """
-    return hashlib.sha256(" ".join(text.split()).casefold().encode()).hexdigest()[:16]

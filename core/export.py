@@ -4,23 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from .artefact import read_config
 from .json_text import json_text
 from .loading import Loaded
 from .output import whole_folder
-from .reading import read_json
-
-
-RECIPE = "excise.json"
-"""File of the recipe in a model's folder."""
-EDITS = "excise-edits"
-"""Folder of the edits in an edited model's folder, and of the undo data. Not next to the weights,
-since some servers load every `*.safetensors` they find there."""
-SEEN = "seen.json"
-"""File beside an edit: hashes of all texts that found or chose it."""
+from .provenance import EDITS, KEY, NOT_TOLD, RECIPE, Seen, record_of, seen_in
 
 
 class Part(Protocol):
-    """An artefact that can be written into a folder."""
+    """An artefact that can be written into a folder, and knows which texts it was made with."""
+
+    @property
+    def seen(self) -> Seen:
+        """The texts."""
+        ...
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write it."""
@@ -38,10 +35,12 @@ def save_model(
     Args:
         loaded: Model and tokenizer.
         path: The folder to make: weights as safetensors, config, tokenizer, `excise.json`.
-        recipe: What was done to the model; JSON values.
+        recipe: What was done to the model; JSON values. What was done to it before is added, and
+            the texts behind all of it: those of the parts, unknown where there are none.
         overwrite: Whether an existing model folder may be replaced; never the model's own.
         parts: Artefacts to put beside the weights, by the name of their folder.
     """
+    recipe = {**recipe, **_made_from(loaded.name), KEY: _seen(loaded.name, parts or {}).to_json()}
     with whole_folder(path, overwrite, "model", [loaded.name]) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
@@ -50,25 +49,18 @@ def save_model(
             part.save_pretrained(folder / name)
 
 
-def read_recipes(folder: str | Path) -> dict[str, Any]:
-    """Read what excise wrote about how a folder was made.
+def _seen(model: str, parts: Mapping[str, Part]) -> Seen:
+    """Return the texts behind a model that was made of another with the help of artefacts."""
+    found = seen_in(model) or Seen()
+    for part in parts.values():
+        found |= part.seen
+    return found if parts else found | NOT_TOLD
 
-    A model's recipe, an artefact's config, what an edit has seen; and the same of the edits that
-    are in a model.
 
-    Args:
-        folder: Any name; what is no folder has no recipe.
-
-    Returns:
-        JSON values by file.
-
-    Raises:
-        ExciseError: A file that is no JSON.
-    """
-    folder = Path(folder)
-    found: dict[str, Any] = {}
-    for part in (folder, *sorted(folder.glob(f"{EDITS}/*"))):
-        for path in (part / name for name in (RECIPE, "config.json", SEEN)):
-            if path.is_file():
-                found[str(path.relative_to(folder))] = read_json(path)
-    return found
+def _made_from(model: str) -> dict[str, Any]:
+    """Return the recipe of the model that is edited now, and of the edits in it, if any."""
+    folder = Path(model)
+    before = record_of(folder / RECIPE) if model and (folder / RECIPE).is_file() else {}
+    edits = {path.name: read_config(path) for path in sorted(folder.glob(f"{EDITS}/*/"))}
+    found = {"before": before, "edits": edits if model else {}}
+    return {name: part for name, part in found.items() if part}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..core.artefact import versions
 from ..core.errors import ExciseError
-from ..core.export import EDITS
 from ..core.output import check_output, whole_folder
+from ..core.provenance import EDITS, Seen
 from .checkpoint import Checkpoint, digest, fingerprint
 from .edit import Edit
 from .record import RECORD, State, original_of, tensor_changes, write_record
@@ -52,6 +52,7 @@ def bind(
     name: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     evidence: Mapping[str, Any] | None = None,
+    seen: Seen | None = None,
 ) -> Edit:
     """Tie an edit to the checkpoint it was made for.
 
@@ -66,6 +67,8 @@ def bind(
         name: What a human calls it; the folder's name if None.
         recipe: How the components were found; JSON values.
         evidence: What was measured; JSON values.
+        seen: Texts that found or chose it, as in `Seen.by(samples)`; None is what the edit says
+            already, which is `unknown` for one made by hand.
 
     Raises:
         ExciseError: An empty edit, components that the model lacks, or a damaged folder.
@@ -92,33 +95,32 @@ def bind(
         "recipe": dict(recipe or {}),
         "evidence": dict(evidence or {}),
     }
-    return replace(edit, config=config)
+    bound = replace(edit, config=config)
+    return bound if seen is None else bound.with_seen(seen)
 
 
 def apply_edit(
     folder: str | Path,
-    edit: Edit | Sequence[Edit],
+    edit: Edit | str | Path | Sequence[Edit | str | Path],
     output: str | Path,
     overwrite: bool = False,
-    seen: Mapping[str, bytes] | None = None,
 ) -> Written:
     """Write an edited copy of a checkpoint; other files are copied byte for byte.
 
     Args:
         folder: The edits' base checkpoint, or one that edits of the same base are in already.
-        edit: One or several.
+        edit: One or several, each an edit or its folder. What is known of the texts that found or
+            chose it goes with it, for `excise eval`.
         output: The folder to make, which holds record and undo data, too; may be `folder`.
         overwrite: Whether it may replace an existing model folder.
-        seen: What is in the `seen.json` beside an edit, by the edit's digest; it is kept with the
-            edit, for `excise eval` to know what found or chose it.
 
     Raises:
         ExciseError: Not the edits' base, an edit that is in there already, a conflict of edits, or
             an output that is taken.
     """
     state = _state(folder, output, overwrite)
-    edits = (edit,) if isinstance(edit, Edit) else tuple(edit)
-    state = replace(state, seen={**state.seen, **(seen or {})})
+    given = (edit,) if isinstance(edit, Edit | str | Path) else edit
+    edits = [one if isinstance(one, Edit) else Edit.from_pretrained(one) for one in given]
     for new in edits:
         if new.digest in {old.digest for old in state.edits}:
             raise ExciseError(f"edit {new.digest[:12]} is in {folder} already: nothing to do")
@@ -203,7 +205,7 @@ def _rewrite(state: State, edits: tuple[Edit, ...], output: str | Path, overwrit
                 values[new[name].indices] = new[name].apply(undo[name])
             checkpoint.write(name, values, temporary)
         if edits:
-            write_record(temporary, edits, undo, state.seen)
+            write_record(temporary, edits, undo)
     return Written(Path(output), edits, tuple(sorted({*old, *new})), tuple(map(str, left_out)))
 
 

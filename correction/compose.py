@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations, pairwise
+from operator import or_
 from typing import Any
 
 import torch
@@ -159,7 +161,7 @@ def _edit_of(factors: dict[Component, float], edits: Sequence[Edit]) -> Edit:
         weights={n: (torch.tensor(i), torch.tensor(f)) for n, (i, f) in elements.items()},
         biases=biases,
         config=_config(edits),
-    )
+    ).with_seen(reduce(or_, (edit.seen for edit in edits)))
 
 
 def _config(edits: Sequence[Edit]) -> dict[str, Any]:

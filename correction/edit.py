@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from ..core.escape import markdown
 from ..core.families import ModelView, plain_linear
 from ..core.held import changed
 from ..core.json_text import json_text
+from ..core.provenance import KEY, SEEN, Seen
 from ..core.schema import OBJECT, TEXT
 from .changes import Change, Layout, Unit, changes
 from .checkpoint import as_bytes
@@ -27,6 +29,8 @@ from .seal import KIND, README, check_files, checksum
 
 
 _UNITS = ("heads", "neurons")
+_WRITTEN = ("schema", "kind", "checksum", "files")
+"""What a folder's config has, and an edit's has not."""
 
 CONFIG = {
     "base": {
@@ -37,6 +41,7 @@ CONFIG = {
     "created": TEXT,
     "recipe": OBJECT,
     "evidence": OBJECT,
+    "files?": {"*": TEXT},
 }
 """What an edit's config has to say; its tensors are checked as an edit made by hand is."""
 
@@ -60,6 +65,8 @@ class Edit:
     As in the mean of what was removed. Llama has none."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Once bound: `base` (see `bind`), `recipe`, `evidence`, `created`, `versions`."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What else is in its folder and under its seal, by name: `seen.json`, the report card."""
 
     def __post_init__(self):
         for name in _UNITS:
@@ -105,6 +112,17 @@ class Edit:
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             total.update(as_bytes(tensor))
         return total.hexdigest()
+
+    @property
+    def seen(self) -> Seen:
+        """Texts that found or chose it, as its `seen.json` says."""
+        name = f"edit {self.digest[:12]}"
+        return Seen.read(json.loads(self.files.get(SEEN, b"{}")), name)
+
+    def with_seen(self, seen: Seen) -> "Edit":
+        """Return the edit with what is known of the texts that found or chose it."""
+        content = json_text({KEY: seen.to_json()}) + "\n"
+        return replace(self, files={**self.files, SEEN: content.encode()})
 
     def __str__(self) -> str:
         counts = [f"{len(getattr(self, name))} {name}" for name in _UNITS if getattr(self, name)]
@@ -161,7 +179,7 @@ class Edit:
         return planned
 
     def save_pretrained(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the edit to a folder, with a checksum over every byte of it.
+        """Write the edit to a folder with its `files`, and a checksum over every byte of it.
 
         The checksum finds damage and careless change; it is no signature: note the `digest` where
         others cannot write if that matters.
@@ -171,10 +189,13 @@ class Edit:
         """
         readme = README.format(edit=markdown(self))
         head = {"schema": SCHEMA, "kind": KIND}
-        config = json.loads(json_text({**head, **self.config, "base": self.base}))
+        files = {name: sha256(content).hexdigest() for name, content in self.files.items()}
+        own = {**self.config, "base": self.base, "files": files}
+        config = json.loads(json_text({**head, **own}))
         tensors = self._tensors()
         config["checksum"] = checksum(config, save(tensors), readme)
-        write_artefact(path, KIND, config, tensors, readme, overwrite)
+        more = {name: content.decode() for name, content in self.files.items()}
+        write_artefact(path, KIND, config, tensors, readme, overwrite, more)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "Edit":
@@ -185,8 +206,7 @@ class Edit:
         """
         path = Path(path)
         config = read_config(path)
-        if config.get("kind") == KIND:
-            check_files(path, config)
+        files = check_files(path, config) if config.get("kind") == KIND else {}
         config, tensors = read_artefact(path, KIND, CONFIG)
         try:
             heads, neurons = (
@@ -200,8 +220,9 @@ class Edit:
                 for name, indices in found.items()
             }
             biases = {name[7:]: t for name, t in tensors.items() if name.startswith("biases/")}
-            own = {k: v for k, v in config.items() if k not in ("schema", "kind", "checksum")}
-            edit = cls(heads=heads, neurons=neurons, weights=weights, biases=biases, config=own)
+            own = {k: v for k, v in config.items() if k not in _WRITTEN}
+            edit = cls(heads=heads, neurons=neurons, weights=weights, biases=biases, config=own,
+                       files=files)  # fmt: skip
         except ExciseError as error:
             raise ExciseError(f"{path} is no whole edit: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -7,10 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..core.data import Sample, check_length, text_hash
+from ..core.data import Sample, check_length
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from ..core.statistics import Statistic
+from ..core.texts import text_hash
 from ..eval.outcome import Metric, Outcome, Plan, Row, column
 from ..eval.perplexity import Piece, piece_losses
 from ..eval.probes import PROBES

@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.data import Sample, line_hashes, text_hash
+from ..core.data import Sample
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
+from ..core.texts import line_hashes, near, text_hash
 from ..eval.scorers import Scorer
 from .behaviour import PLAIN_LENGTH, BehaviourSet, plain_samples, read_behaviour
 from .continuations import bad_continuations, paired_continuations
 from .likelihood import decoded_sample, prompt_of
 from .recipes import Parts, likelihood_target, prompt_parts
-from .splits import part_of
-from .target import Target, hashes_of, split_documents
+from .splits import SHARES, Part, split
+from .target import Target, hashes_of, split_documents, unseen
 
 
 COST_SAMPLES = 96
@@ -65,8 +66,6 @@ class Material:
     texts: Texts
     seen: frozenset[str]
     """Hashes of all that finds and chooses."""
-    found_by: frozenset[str]
-    """Those of them that are examples or prompts, not lines of text."""
     given: int
     """Examples of a file that the attribution takes beside those of the parts."""
     inputs: tuple[str, ...]
@@ -88,7 +87,7 @@ def divided(documents: Sequence[str], general: Sequence[str] | None) -> Texts:
         first, rest = split_documents(documents, share=GENERAL)
     seen = [line for text in first for line in line_hashes(text)]
     if general is not None:
-        rest = [_without(text, frozenset(seen)) for text in rest]
+        rest = [unseen(text, seen) for text in rest]
     selection, test = split_documents(rest, seen)
     return Texts(list(first), selection, test)
 
@@ -155,11 +154,14 @@ def from_examples(
     if prompts is not None and make_target is None:
         raise ExciseError("--prompts are completed, and what says how bad that is: give --judge")
     target = (make_target or likelihood_target)(whole.name)
+    apart = False
     if prompts is None:
-        found, parts = _held_out(tokenizer, whole, make_target is not None)
+        held = _held_out(tokenizer, whole, make_target is not None)
+        found, parts, apart = held.behaviour, held.parts, held.whole
     else:
-        texts_used = {text_hash(prompt_of(tokenizer, s)) for s in whole.undesired}
-        fresh = [prompt for prompt in prompts if text_hash(prompt) not in texts_used]
+        used = {text_hash(prompt_of(tokenizer, s)) for s in whole.undesired}
+        again = near([text_hash(prompt) for prompt in prompts], used)
+        fresh = [prompt for prompt in prompts if text_hash(prompt) not in again]
         found, parts = whole, prompt_parts(fresh, attribute=written is not None)
     if written and not whole.paired:
         raise ExciseError(f"--completions adds pairs to pairs, and {undesired} holds none")
@@ -167,8 +169,9 @@ def from_examples(
         _enough(parts)
     found = with_kept(tokenizer, found, texts.general)
     seen = parts.selection if written is None else (*parts.attribution, *parts.selection)
-    chosen = _known_by(tokenizer, (*found.undesired, *found.general, *seen))
-    test = tuple(one for one in parts.test if not chosen & _known_by(tokenizer, [one]))
+    chosen = _known_by(tokenizer, (*found.undesired, *found.general, *seen), apart)
+    again = near(_known_by(tokenizer, parts.test, apart), chosen)
+    test = tuple(one for one in parts.test if not again & _known_by(tokenizer, [one], apart))
 
     def make() -> BehaviourSet:
         if written is None:
@@ -202,49 +205,74 @@ def _enough(parts: Parts) -> None:
         raise ExciseError("there are no prompts for attribution: give more of them")
 
 
-def _held_out(
-    tokenizer: Any, behaviour: BehaviourSet, prompted: bool
-) -> tuple[BehaviourSet, Parts]:
-    """Split examples by the text before their continuation, so that no prompt is in two parts."""
-    by_part: dict[str, list[int]] = {"attribution": [], "selection": [], "test": []}
-    known: set[str] = set()
+@dataclass(frozen=True)
+class _Divided:
+    """Examples of a file in their parts."""
+
+    behaviour: BehaviourSet
+    """Those of the attribution."""
+    parts: Parts
+    whole: bool
+    """Whether whole texts were divided, since too many of them begin alike."""
+
+
+def _held_out(tokenizer: Any, behaviour: BehaviourSet, prompted: bool) -> _Divided:
+    """Split examples by the text before their continuation, so that no prompt is in two parts.
+
+    Examples that begin alike are divided as whole texts where a part would get too little, unless
+    it is their beginnings that the model is to complete.
+
+    Raises:
+        ExciseError: Too few of them for three parts.
+    """
+    different: dict[str, int] = {}
     for at, sample in enumerate(behaviour.undesired):
-        text = decoded_sample(tokenizer, sample)
-        if text_hash(text) not in known:
-            known.add(text_hash(text))
-            by_part[part_of(prompt_of(tokenizer, sample))].append(at)
-    rows = by_part["attribution"]
-    if not rows:
+        different.setdefault(text_hash(decoded_sample(tokenizer, sample)), at)
+    rows, samples = list(different.values()), behaviour.undesired
+    by_part = split(rows, key=lambda at: prompt_of(tokenizer, samples[at]))
+    beginnings = len({text_hash(prompt_of(tokenizer, samples[at])) for at in rows})
+    short = any(len(by_part[part]) < SHARES[part] * len(rows) / 2 for part in by_part)
+    whole = short and not prompted and beginnings < len(rows)
+    if whole:
+        by_part = split(rows, key=lambda at: decoded_sample(tokenizer, samples[at]))
+    taken = by_part["attribution"]
+
+    def part(name: Part) -> tuple[Any, ...]:
+        held = [samples[at] for at in by_part[name]]
+        if not prompted:
+            return tuple(held)
+        texts = {text_hash(text): text for s in held if (text := prompt_of(tokenizer, s))}
+        return tuple(texts.values())
+
+    selection, test = part("selection"), part("test")
+    if not taken or min(len(selection), len(test)) < 2:
         raise ExciseError(
-            f"{len(behaviour.undesired)} examples are too few to attribute, select and test on: "
-            "give at least 30, or --prompts"
+            f"{len(samples)} examples ({len(rows)} different, {beginnings} different beginnings) "
+            f"leave {len(taken)} to attribute, {len(selection)} to select and {len(test)} to test "
+            f"on: give at least 30 that {'begin differently' if prompted else 'differ'}, or "
+            "--prompts with --judge"
         )
-    taken = replace(
+    found = replace(
         behaviour,
-        undesired=tuple(behaviour.undesired[at] for at in rows),
-        general=tuple(behaviour.general[at] for at in rows)
+        undesired=tuple(samples[at] for at in taken),
+        general=tuple(behaviour.general[at] for at in taken)
         if behaviour.paired
         else behaviour.general,
     )
-
-    def part(name: str) -> tuple[Any, ...]:
-        samples = [behaviour.undesired[at] for at in by_part[name]]
-        if not prompted:
-            return tuple(samples)
-        texts = {text_hash(text): text for s in samples if (text := prompt_of(tokenizer, s))}
-        return tuple(texts.values())
-
-    return taken, Parts(taken.undesired, part("selection"), part("test"))
+    return _Divided(found, Parts(found.undesired, selection, test), whole)
 
 
-def _known_by(tokenizer: Any, examples: Iterable[Sample | str]) -> frozenset[str]:
-    """Return the hashes of examples, whole and of what stands before their continuation."""
+def _known_by(
+    tokenizer: Any, examples: Iterable[Sample | str], whole: bool = False
+) -> frozenset[str]:
+    """Return the hashes of examples, and unless `whole` of what stands before a continuation."""
     hashes: set[str] = set()
     for example in examples:
         if isinstance(example, str):
             hashes.add(text_hash(example))
-        else:
-            hashes.add(text_hash(decoded_sample(tokenizer, example)))
+            continue
+        hashes.add(text_hash(decoded_sample(tokenizer, example)))
+        if not whole:
             hashes.add(text_hash(prompt_of(tokenizer, example)))
     return frozenset(hashes)
 
@@ -259,8 +287,4 @@ def _material(
     inputs: Sequence[str],
 ) -> Material:
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, behaviour, texts, seen, hashes, given, (*inputs, *texts.general))
-
-
-def _without(text: str, seen: frozenset[str]) -> str:
-    return "\n".join(line for line in text.split("\n") if not seen.intersection(line_hashes(line)))
+    return Material(target, parts, behaviour, texts, seen, given, (*inputs, *texts.general))

@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..core.data import Sample, text_hash
+from ..core.data import Sample
 from ..core.errors import ExciseError
 from ..core.reading import parse_json
+from ..core.texts import text_hash
 from ..eval.generation import Decoding
 from ..eval.repetition import PROMPTS as REPETITION_TEST
 from ..eval.repetition import Repetition

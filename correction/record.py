@@ -8,7 +8,7 @@ the base's digest in each edit.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..core.artefact import SCHEMA, versions
 from ..core.errors import ExciseError, first_line
-from ..core.export import EDITS, SEEN
 from ..core.json_text import json_text
+from ..core.provenance import EDITS, SEEN
 from ..core.reading import read_json
 from ..core.schema import Kind, check, whole
 from .changes import Change
@@ -45,8 +45,6 @@ class State:
     """In the order in which they were applied; it does not matter."""
     undo: Mapping[str, Tensor] = field(default_factory=dict)
     """The base's values of all entries that the edits touch, by tensor, by ascending index."""
-    seen: Mapping[str, bytes] = field(default_factory=dict)
-    """What is in `seen.json` of the edits that came with one, by their digest."""
 
     @classmethod
     def of(cls, folder: str | Path) -> "State":
@@ -69,8 +67,6 @@ class State:
             if hashlib.sha256(content).hexdigest() != record["undo"]:
                 raise ValueError("the undo data was changed")
             undo = load(content)
-            files = {digest: parts / digest[:12] / SEEN for digest in digests}
-            seen = {digest: file.read_bytes() for digest, file in files.items() if file.is_file()}
         except (ExciseError, OSError, ValueError, SafetensorError) as error:
             raise ExciseError(f"{damaged}: {first_line(error)}") from error
         if schema != SCHEMA:
@@ -79,7 +75,7 @@ class State:
         found = {edit.base["digest"] for edit in edits}
         if found != {base} or [edit.digest for edit in edits] != digests:
             raise ExciseError(f"{damaged}: other edits are in {parts}")
-        return cls(checkpoint, edits, undo, seen)
+        return cls(checkpoint, edits, undo)
 
 
 @dataclass(frozen=True)
@@ -142,15 +138,16 @@ def write_record(
     folder: Path,
     edits: Sequence[Edit],
     undo: Mapping[str, Tensor],
-    seen: Mapping[str, bytes],
 ) -> None:
-    """Write the record of an edited model into its (temporary) folder."""
+    """Write the record of an edited model into its (temporary) folder.
+
+    Of an edit's files what it has seen goes with it, and the card stays behind.
+    """
     (folder / EDITS).mkdir()
     for edit in edits:
         part = folder / EDITS / edit.digest[:12]
-        edit.save_pretrained(part)
-        if edit.digest in seen:
-            (part / SEEN).write_bytes(seen[edit.digest])
+        kept = {SEEN: edit.files[SEEN]} if SEEN in edit.files else {}
+        replace(edit, files=kept).save_pretrained(part)
     content = save(dict(undo))
     (folder / EDITS / UNDO).write_bytes(content)
     record = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError
+from ..core.provenance import check_listed
 
 
 KIND = "edit"
@@ -26,7 +27,10 @@ the checkpoint it belongs to are in `config.json`. It fits that checkpoint alone
 
 
 def checksum(config: Mapping[str, Any], tensors: bytes, readme: str) -> str:
-    """Return the SHA-256 over all of an edit's folder: config (less itself), tensors, README."""
+    """Return the SHA-256 over config (less itself), tensors, README.
+
+    The config has those of all other files, so that nothing of an edit's folder is left out.
+    """
     rest = {name: value for name, value in config.items() if name != "checksum"}
     total = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for content in (tensors, readme.encode()):
@@ -34,8 +38,12 @@ def checksum(config: Mapping[str, Any], tensors: bytes, readme: str) -> str:
     return total.hexdigest()
 
 
-def check_files(path: Path, config: Mapping[str, Any]) -> None:
+def check_files(path: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
     """Refuse an edit folder with any byte other than it was written with.
+
+    Returns:
+        The contents of its other files: what was seen, and the card. An edit of an older excise
+        lists none, so that none of them counts.
 
     Raises:
         ExciseError: A file is missing or changed.
@@ -51,3 +59,4 @@ def check_files(path: Path, config: Mapping[str, Any]) -> None:
         raise ExciseError(
             f"{path} was changed after it was written (its checksum differs): get it again"
         )
+    return check_listed(path, config.get("files", {}))

@@ -1,12 +1,12 @@
 """The behaviour that is to go, as something to measure on any prompts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..core.data import line_hashes, text_hash
 from ..core.errors import ExciseError
 from ..core.statistics import Measure, Statistic
+from ..core.texts import line_hashes, near, text_hash
 from ..eval.compare import Comparison
 from ..eval.outcome import Metric, Outcome
 from ..eval.policy import RARE, Rule
@@ -96,7 +96,8 @@ def split_documents(
 ) -> tuple[list[str], list[str]]:
     """Split text into what selects and what tests, without a line in common.
 
-    The beginning selects. A line of the rest that occurs there, or among `seen`, is left out.
+    The beginning selects. A line of the rest that occurs there or among `seen`, or nearly so, is
+    left out.
 
     Args:
         documents: In order.
@@ -109,14 +110,21 @@ def split_documents(
     lines = [line for text in documents for line in [*text.split("\n"), ""]]
     at = round(share * len(lines))
     selection = "\n".join(lines[:at])
-    used = {*seen, *line_hashes(selection)}
-    test = "\n".join(line for line in lines[at:] if not used.intersection(line_hashes(line)))
+    test = unseen("\n".join(lines[at:]), {*seen, *line_hashes(selection)})
     if not test.strip() or not selection.strip():
         raise ExciseError(
             "too little text is left to measure perplexity for selection and test, without the "
             "lines of general text: give another or a longer one"
         )
     return [selection], [test]
+
+
+def unseen(text: str, seen: Collection[str]) -> str:
+    """Return a text without the lines that were seen, or are near those that were."""
+    hashes = [line_hashes(line) for line in text.split("\n")]
+    again = near({one for line in hashes for one in line}, seen)
+    kept = zip(text.split("\n"), hashes, strict=True)
+    return "\n".join(line for line, own in kept if not again.intersection(own))
 
 
 def hashes_of(texts: Iterable[str]) -> frozenset[str]:

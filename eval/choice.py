@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..core.data import Prompt, Sample, batches, check_length, encode_prompts, text_hash
+from ..core.data import Prompt, Sample, batches, check_length, encode_prompts
 from ..core.errors import ExciseError
 from ..core.families import family_of
 from ..core.loading import Loaded
 from ..core.statistics import Measure, Statistic
+from ..core.texts import text_hash
 from ..lrp.targets import LogitDifference
 from .outcome import Metric, Outcome, Plan, Row, check_mode, column
 

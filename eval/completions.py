@@ -7,9 +7,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..core.data import Sample, check_length, text_hash
+from ..core.data import Sample, check_length
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
+from ..core.texts import text_hash
 from .generation import Decoding, complete, end_tokens
 from .outcome import Metric, Plan, Row
 

@@ -26,7 +26,7 @@ from .rare import hidden, told
 from .run import Evaluation
 
 
-Status = Literal["pass", "fail", "inconclusive", "error"]
+Status = Literal["pass", "fail", "inconclusive", "error", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ def check_gate(
         baseline: What it is compared with; rules of change are errors without one.
 
     Returns:
-        Besides the rules: that the candidate differs from the baseline, and that no prompt that
-        chose its edit was used to measure it.
+        Besides the rules: that the candidate differs from the baseline, and that no text that
+        chose its edit was used to measure it. Where it is not known which did, nothing is said of
+        that, unless it is required: then it is not met.
     """
     checks = [_edited(candidate, baseline)] if baseline else []
-    checks.append(_held_out(candidate, any(rule.kind == REQUIRED for rule in rules)))
+    checks += _held_out(candidate, any(rule.kind == REQUIRED for rule in rules))
     rules = [rule for rule in rules if rule.kind != REQUIRED]
     if not rules:
         checks.append(Check("policy", "error", "there is no rule, so nothing was decided"))
@@ -95,25 +96,22 @@ def _edited(candidate: Evaluation, baseline: Evaluation) -> Check:
     return Check("edited", "pass", "its weights differ from the baseline's")
 
 
-def _held_out(candidate: Evaluation, required: bool) -> Check:
+def _held_out(candidate: Evaluation, required: bool) -> list[Check]:
     if reused := candidate.reused():
         counts = ", ".join(
             f"{count} of {len(candidate[name].known_by)} of {name}"
             for name, count in reused.items()
         )
-        detail = f"texts that chose the edit were measured again ({counts}): use others"
-        return Check("held_out", "error", detail)
-    if not candidate.attribution:
-        detail = "no texts are known to have chosen an edit"
-        if required:
-            return Check("held_out", "inconclusive", f"{detail}: name them with --attribution")
-        return Check("held_out", "pass", detail)
-    known = len(candidate.attribution)
-    return Check(
-        "held_out",
-        "pass",
-        f"none of the {known} prompts and lines known to have chosen the edit was measured",
-    )
+        detail = (
+            f"texts that chose the edit, or nearly the same, were measured again ({counts}): use "
+            "others"
+        )
+        return [Check("held_out", "error", detail)]
+    if why := candidate.seen.unknown:
+        return [Check("held_out", "unknown", why)] * required
+    known = len(candidate.seen.hashes)
+    detail = f"none of the {known} prompts and lines that chose the edit was measured"
+    return [Check("held_out", "pass", detail if known else "no text chose the edit")]
 
 
 def _outcomes(rule: Rule, candidate: Evaluation, baseline: Evaluation | None) -> list[str]:
@@ -263,7 +261,7 @@ def junit(gates: Sequence[Gate]) -> str:
     """Write gates as JUnit XML: a suite per model, a case per check."""
     root = ElementTree.Element("testsuites", name="excise gate")
     for gate in gates:
-        failures = sum(check.status in ("fail", "inconclusive") for check in gate.checks)
+        failures = sum(check.status in ("fail", "inconclusive", "unknown") for check in gate.checks)
         errors = sum(check.status == "error" for check in gate.checks)
         model = _printable(gate.model)
         suite = ElementTree.SubElement(

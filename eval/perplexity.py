@@ -9,21 +9,20 @@
 
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from ..core.data import Sample, collate, line_hashes, text_hash
+from ..core.data import Sample, collate
 from ..core.errors import ExciseError, look_up
 from ..core.families import family_of
 from ..core.loading import Loaded
 from ..core.statistics import Measure, Statistic
+from ..core.texts import Lines, line_hashes, text_hash
 from .outcome import Metric, Outcome, Plan, Row, check_mode, column
 
 
@@ -77,7 +76,7 @@ def windows(tokenizer: Any, documents: Sequence[str], window: int, stride: int) 
     text = "\n\n".join(documents)
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    lines = _Lines(text)
+    lines = Lines(text)
     done = 1  # tokens scored so far; the first has no context
     for start in range(0, len(ids), stride):
         end = min(start + window, len(ids))
@@ -113,20 +112,6 @@ def rolled(tokenizer: Any, documents: Sequence[str], window: int) -> Iterator[Un
         if pieces:
             words, size = count_words(text), len(text.encode())
             yield Unit(tuple(pieces), words, size, text_hash(text), tuple(line_hashes(text)))
-
-
-class _Lines:
-    """Where the lines of a text stand, so that a window knows those it cuts through."""
-
-    def __init__(self, text: str):
-        self.lines = text.split("\n")
-        lengths = [len(line) + 1 for line in self.lines]
-        self.ends = list(accumulate(lengths))
-
-    def of(self, start: int, end: int) -> tuple[str, ...]:
-        """Return the hashes of the lines that a part of the text overlaps."""
-        first, last = bisect_right(self.ends, start), bisect_right(self.ends, max(start, end - 1))
-        return tuple(line_hashes("\n".join(self.lines[first : last + 1])))
 
 
 def count_words(text: str) -> int:

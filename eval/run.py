@@ -1,7 +1,7 @@
 """Measure a model: every metric, resumed where a killed run stopped."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,11 +11,13 @@ from ..core.errors import ExciseError
 from ..core.identity import identity_of, tokenizer_hash
 from ..core.loading import Loaded, cache_folder
 from ..core.memory import readable
+from ..core.provenance import NOT_TOLD, Seen, seen_in
+from ..core.texts import near
 from .outcome import Metric, Outcome, Plan, check_mode
 from .store import Store
 
 
-ROWS = 1
+ROWS = 2
 """Raised whenever a metric's code changes what its rows hold, so that old ones are not used."""
 
 
@@ -28,8 +30,8 @@ class Evaluation:
     tokenizer_hash: str
     outcomes: Mapping[str, Outcome]
     environment: Mapping[str, Any] = field(default_factory=dict)
-    attribution: frozenset[str] = frozenset()
-    """Hashes of the prompts that chose this model's edit; see `core.data.text_hash`."""
+    seen: Seen = NOT_TOLD
+    """What is known of the texts that chose this model's edits."""
 
     def __getitem__(self, name: str) -> Outcome:
         """Return an outcome, as in `evaluation["perplexity"]`."""
@@ -39,9 +41,12 @@ class Evaluation:
         return self.outcomes[name]
 
     def reused(self) -> dict[str, int]:
-        """Return per outcome how many of its prompts (or lines of text) chose the edit."""
+        """Return per outcome how many of its prompts (or lines of text) chose the edit.
+
+        Those that differ from such a text by next to nothing count; see `core.texts.near`.
+        """
         counted = {
-            name: len(self.attribution & outcome.known_by)
+            name: len(near(outcome.known_by, self.seen.hashes))
             for name, outcome in self.outcomes.items()
         }
         return {name: count for name, count in counted.items() if count}
@@ -52,7 +57,7 @@ def evaluate(
     metrics: Sequence[Metric],
     *,
     cache: Path | None = None,
-    attribution: frozenset[str] = frozenset(),
+    attribution: Collection[str] = (),
     progress: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -62,7 +67,8 @@ def evaluate(
         loaded: Model and tokenizer.
         metrics: What to measure; names must differ.
         cache: Folder of rows measured before, by content hash; see `default_cache`.
-        attribution: Hashes of the texts that chose the model's edit.
+        attribution: Hashes of the texts that chose the model's edit, all of them. Where there are
+            none, what the model's folder says counts, which adds to them in any case.
         progress: Whether to draw progress bars on a terminal.
         tell: Is given the forecast, before anything is measured.
 
@@ -74,6 +80,9 @@ def evaluate(
     """
     started = time.perf_counter()
     plans = _plans(loaded, metrics)
+    seen = seen_in(loaded.name) or NOT_TOLD
+    if attribution:
+        seen = Seen(seen.hashes.union(attribution))
     if tell:
         tell(_expected(loaded.model, plans))
     model, words = identity_of(loaded.model), tokenizer_hash(loaded.tokenizer)
@@ -99,7 +108,7 @@ def evaluate(
         "dtype": model["dtype"],
         "device": device,
     }
-    return Evaluation(loaded.name, model["model"], words, outcomes, environment, attribution)
+    return Evaluation(loaded.name, model["model"], words, outcomes, environment, seen)
 
 
 def _measured(

@@ -15,6 +15,7 @@ from ..core.errors import ExciseError, finer
 from ..core.families import ModelView
 from ..core.frozen import frozen
 from ..core.identity import check_finite, model_hash
+from ..core.provenance import KEY, NONE, UNKNOWN
 from .methods import Aggregate, check_aggregate, get_method
 from .recorder import Recorder
 from .relevance import Relevance
@@ -334,6 +335,7 @@ class RelevanceFitter:
             "seed": self.seed if self.method.random else None,
             "n_samples": self.n_samples,
             "data": fingerprint(self._samples()),
+            KEY: UNKNOWN if self._ids else NONE,  # batches do not say which texts they are of
             "mean_value": self.value / self.n_samples,
             "position_relevance": self._positions / self.n_samples,
         }

@@ -13,6 +13,7 @@ from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError
 from ..core.escape import markdown
 from ..core.identity import model_hash
+from ..core.provenance import Seen
 from ..core.schema import TEXT, Array, check_tensors, whole
 from ..core.statistics import LEVEL, mean_interval
 
@@ -72,6 +73,11 @@ class Relevance:
             parts.append(f"{n:,} weights in {len(self.weights)} matrices")
         recipe = " ".join(str(self.config[key]) for key in ("method", "aggregate", "target"))
         return f"Relevance({recipe}, {self.config['n_samples']} samples: {', '.join(parts)})"
+
+    @property
+    def seen(self) -> Seen:
+        """What is known of the texts it was scored on."""
+        return Seen.read(self.config, f"the relevance of {self.config.get('model', 'a model')}")
 
     def get(self, component: str) -> Tensor:
         """Return the scores of `heads`, `neurons`, `kv_groups` or `tokens`.

@@ -18,6 +18,7 @@ from ..core.errors import ExciseError
 from ..core.identity import identity_of
 from ..core.memory import available, held_with, readable, resident
 from ..core.progress import Progress
+from ..core.provenance import KEY, Seen
 from .fitter import RelevanceFitter
 from .relevance import Relevance
 from .targets import Target
@@ -55,7 +56,7 @@ def score(
         options: Those of `RelevanceFitter`.
 
     Returns:
-        Means over all samples.
+        Means over all samples, with what is known of the texts behind them.
 
     Raises:
         ExciseError: As `RelevanceFitter`; or the progress folder is of another run.
@@ -82,6 +83,7 @@ def score(
     relevance.config["data"] = fingerprint(
         samples
     )  # whole: a batch has answers in all rows or none
+    relevance.config[KEY] = Seen.by(samples).to_json()
     kept.progress.forget()
     return relevance
 

@@ -15,6 +15,7 @@ from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import FAMILIES, ModelView, plain_linear
 from ..core.held import changed
+from ..core.provenance import KEY, Seen
 from ..core.schema import NUMBER, Array, check_tensors, one_of, whole
 from ..lrp.methods import METHODS
 from ..lrp.relevance import Relevance
@@ -27,6 +28,7 @@ Component = Literal["heads", "neurons", "weights"]
 COMPONENTS: tuple[Component, ...] = ("heads", "neurons", "weights")
 Rank = Literal["abs", "signed"]
 RANKS: tuple[Rank, ...] = ("abs", "signed")
+UNTOLD = Seen(unknown="the mask does not say which texts it was chosen with")
 
 CONFIG = {
     "component": one_of((*COMPONENTS, "layers")),
@@ -44,6 +46,8 @@ class Mask:
     keep: Mapping[str, Tensor]
     """True where a component stays: one tensor (layers, units) under the component's name, of whole
     layers (layers,), or one per weight matrix under its parameter's name."""
+    seen: Seen = UNTOLD
+    """Texts that it was chosen with."""
 
     @property
     def sparsity(self) -> float:
@@ -63,7 +67,8 @@ class Mask:
             ExciseError: The path is taken, or cannot be written.
         """
         shapes = {name: list(tensor.shape) for name, tensor in self.keep.items()}
-        config = {"component": self.component, "shapes": shapes, "sparsity": self.sparsity}
+        config = {"component": self.component, "shapes": shapes, "sparsity": self.sparsity,
+                  KEY: self.seen.to_json()}  # fmt: skip
         bits = {name: packed(keep) for name, keep in self.keep.items()}
         readme = f"# Mask\n\nWhich components of a model stay: {self} are gone.\n"
         write_artefact(path, "mask", config, bits, readme, overwrite)
@@ -84,9 +89,8 @@ class Mask:
                     raise ExciseError(f"the tensor {name} has no bit for each of {shape}")
             if not shapes:
                 raise ExciseError("it holds no component")
-        return cls(
-            config["component"], {name: unpacked(bits[name], shapes[name]) for name in shapes}
-        )
+        keep = {name: unpacked(bits[name], shapes[name]) for name in shapes}
+        return cls(config["component"], keep, Seen.read(config, f"the mask {path}"))
 
     def apply_(self, model: Any) -> None:
         """Set what goes to zero in the model's own weights. For good: there is no undo here.
@@ -181,7 +185,7 @@ def select(relevance: Relevance, component: Component, sparsity: float, rank: Ra
             name: keep_rows(scores, sparsity, rank) for name, scores in relevance.weights.items()
         }
         return Mask(component, keep)
-    return select_overall(relevance.get(component), component, sparsity, rank)
+    return select_overall(relevance.get(component), component, sparsity, rank, relevance.seen)
 
 
 def check_scored(relevance: Relevance) -> None:
@@ -210,6 +214,7 @@ def select_overall(
     component: Component,
     sparsity: float,
     rank: Rank = "signed",
+    seen: Seen = UNTOLD,
 ) -> Mask:
     """Choose what stays: all but the lowest share, compared over all layers.
 
@@ -218,13 +223,14 @@ def select_overall(
         component: `heads` or `neurons`.
         sparsity: Share that goes.
         rank: As for `select`.
+        seen: Texts behind the scores, as in `Seen.by(samples)`.
 
     Raises:
         ExciseError: A sparsity out of range.
     """
     check_sparsity(sparsity)
     keep = keep_rows(scores.view(1, -1), sparsity, rank).view_as(scores)
-    return Mask(component, {component: keep})
+    return Mask(component, {component: keep}, seen)
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -16,6 +16,7 @@ from ..core.errors import ExciseError, first_line, shown
 from ..core.families import ModelView, plain_linear
 from ..core.identity import identity_of
 from ..core.loading import check_device
+from ..core.provenance import Seen
 from .calibrate import passes, survey
 from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
@@ -126,7 +127,7 @@ def prune_weights(
     keep = PackedMasks()
     for path in list(job.kept):
         keep[f"{path}.weight"] = job.kept.pop(path)
-    mask = Mask("weights", keep)
+    mask = Mask("weights", keep, Seen.by(samples))
     return Pruned(mask, recipe, time.perf_counter() - started, job.errors, divergences)
 
 

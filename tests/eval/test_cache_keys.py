@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from excise.core.data import Prompt, text_hash
+from excise.core.data import Prompt
 from excise.core.identity import model_hash
 from excise.core.loading import Loaded
+from excise.core.texts import text_hash
 from excise.eval.choice import TaskAccuracy
 from excise.eval.generation import Decoding
 from excise.eval.outcome import Metric

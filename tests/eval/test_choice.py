@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from excise.circuits.ioi import ioi_prompts
-from excise.core.data import Prompt, Sample, encode_prompts, text_hash
+from excise.core.data import Prompt, Sample, encode_prompts
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
 from excise.core.statistics import estimate, wilson
+from excise.core.texts import text_hash
 from excise.eval.choice import TaskAccuracy, choice_accuracy
 from excise.eval.outcome import Outcome
 from excise.eval.run import evaluate

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from excise.core.provenance import Seen
 from excise.core.statistics import Statistic
 from excise.eval.compare import Comparison
 from excise.eval.gate import Check, Gate, check_gate
@@ -34,7 +35,7 @@ def outcome(values: Any, statistic: Statistic = MEAN, name: str = "perplexity",
 
 def evaluation(name: str, *outcomes: Outcome, chosen: frozenset[str] = frozenset()) -> Evaluation:
     found = {o.name: o for o in outcomes}
-    return Evaluation(name, f"weights of {name}", "tokenizer", found, {}, chosen)
+    return Evaluation(name, f"weights of {name}", "tokenizer", found, {}, Seen(chosen))
 
 
 def decided(policy: Any, candidate: Evaluation, baseline: Evaluation | None = None) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from excise.core.data import text_hash
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
+from excise.core.texts import text_hash
 from excise.eval.generation import Decoding
 from excise.eval.outcome import Outcome
 from excise.eval.repetition import (

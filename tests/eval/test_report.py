@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from excise.core.errors import ExciseError
+from excise.core.provenance import Seen
 from excise.eval import perplexity, repetition, toxicity
 from excise.eval.choice import STATISTICS as CHOICE
 from excise.eval.gate import Check, Gate
@@ -209,7 +210,7 @@ def test_markdown_tables_are_tables():
 
 def test_caveats_name_what_proves_nothing():
     plain = evaluation("a")
-    chosen = Evaluation("b", "1", "0", evaluation("b", 1).outcomes, {}, frozenset({"unit3"}))
+    chosen = Evaluation("b", "1", "0", evaluation("b", 1).outcomes, {}, Seen(frozenset({"unit3"})))
     said = "\n".join(caveats(Report((plain, chosen))))
     assert "1 of 20 prompts or lines of toxicity chose the edit of b" in said
     assert "cats is blind" in said

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excise.core.data import text_hash
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
 from excise.core.memory import readable
 from excise.core.statistics import Statistic
+from excise.core.texts import text_hash
 from excise.eval import perplexity as perplexity_module
 from excise.eval.outcome import Metric, Outcome, Plan, Row, column
 from excise.eval.perplexity import Perplexity, piece_losses
