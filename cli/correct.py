@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 @click.option("--windows", default=100, show_default=True, help="To test; half as many to select.")
 @click.option("--task", "tasks", multiple=True, help="[default: all that the tokenizer can do]")
 @click.option("--task-samples", default=128, show_default=True, help="Prompts per task.")
+@shared.split_option
 @click.option("--new-tokens", type=int, help="Per completion.  [default: 20; repetition 50]")
 @click.option("--controls", default=20, show_default=True, help="Random edits beside it.")
 @click.option("--durability", is_flag=True, help="Is it still gone after conversion, training?")

@@ -101,11 +101,11 @@ def prepared(loaded: Loaded, asked: Asked) -> Work:
 def _tasks(loaded: Loaded, asked: Asked) -> list[TaskAccuracy]:
     """Return the tasks that were named, or all whose words the tokenizer has."""
     found = []
-    n, seed = asked["task_samples"], asked["seed"]
+    n, seed, split = asked["task_samples"], asked["seed"], asked["split"]
     for name in asked["tasks"] or TASKS:
         try:
-            made = task_prompts(name, loaded.tokenizer, n, seed)
-            metric = TaskAccuracy(name, lambda _tokenizer, made=made: made)
+            made = task_prompts(name, loaded.tokenizer, n, seed, split)
+            metric = TaskAccuracy(name, lambda _tokenizer, made=made: made, split=split)
             metric.plan(loaded)
         except ExciseError:
             if asked["tasks"]:

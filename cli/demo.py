@@ -139,9 +139,9 @@ _CORRECTION: dict[str, Any] = {
     "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": ("0", "0.5"),
     "completions": 0, "attribution_dtype": None,
     "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
-    "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "new_tokens": 24,
-    "controls": 20, "durability": False, "gate": None, "min_samples": 12, "rare": "20%",
-    "no_cache": False,
+    "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "split": "test",
+    "new_tokens": 24, "controls": 20, "durability": False, "gate": None, "min_samples": 12,
+    "rare": "20%", "no_cache": False,
 }  # fmt: skip
 """Options of `excise correct`: fewer examples, so that minutes are enough."""
 

@@ -52,6 +52,7 @@ GATE_NOT_MET = 3
 @click.option("--repetition", is_flag=True, help="Greedy completions of prompts that provoke it.")
 @click.option("--task", "tasks", multiple=True, help="Accuracy on a task; see excise ls tasks.")
 @click.option("--samples", default=128, show_default=True, help="Prompts per task.")
+@shared.split_option
 @click.option(
     "--zero-shot", multiple=True, metavar="TASK", help="An lm-eval task, or a group of them."
 )
@@ -201,9 +202,10 @@ def _tasks(options: dict[str, Any]) -> "list[Metric]":
 
     def generator(task: str) -> Any:
         get_task(task)
-        return lambda tokenizer: task_prompts(task, tokenizer, options["samples"], options["seed"])
+        drawn = (options[name] for name in ("samples", "seed", "split"))
+        return lambda tokenizer, drawn=tuple(drawn): task_prompts(task, tokenizer, *drawn)
 
-    make = partial(TaskAccuracy, batch_size=options["batch_size"] or 16)
+    make = partial(TaskAccuracy, batch_size=options["batch_size"] or 16, split=options["split"])
     return [make(task, generator(task)) for task in options["tasks"]]
 
 

@@ -79,6 +79,10 @@ data_options = stack(
 """What to score on: exactly one source."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+split_option = click.option(
+    "--split", type=click.Choice(["train", "validation", "test"]), default="test",
+    show_default=True, help="Of a task's prompts; score and circuit find on train.",
+)  # fmt: skip
 seed_option = click.option(
     "--seed",
     default=0,

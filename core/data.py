@@ -337,7 +337,7 @@ def check_length(samples: Iterable[Sample], config: Any) -> None:
     if longest > most:
         raise ExciseError(
             f"a sample of {longest} tokens is longer than the model's {most} positions: "
-            "use shorter samples (--length)"
+            "give shorter texts, or ask for fewer tokens of each"
         )
 
 

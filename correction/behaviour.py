@@ -180,8 +180,8 @@ def check_sets(behaviour: BehaviourSet) -> list[str]:
     way_out = "cut both to one length" + ("" if behaviour.paired else ", or use pairs")
     if fewest < 30:
         warnings.append(
-            f"too few samples ({len(bad)} undesired, {len(other)} general): the ranking is mostly "
-            "chance; give at least 30 of each"
+            f"too few samples to attribute with ({len(bad)} undesired, {len(other)} general): the "
+            "ranking is mostly chance; give more, so that there are at least 30 of each"
         )
     for what, sizes in (
         ("continuations", [[s.continuation for s in part] for part in (bad, other)]),

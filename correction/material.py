@@ -172,6 +172,12 @@ def from_examples(
     chosen = _known_by(tokenizer, (*found.undesired, *found.general, *seen), apart)
     again = near(_known_by(tokenizer, parts.test, apart), chosen)
     test = tuple(one for one in parts.test if not again & _known_by(tokenizer, [one], apart))
+    if len(test) < 2:
+        raise ExciseError(
+            f"of {len(parts.test)} examples for the test {len(parts.test) - len(test)} are equal "
+            "or nearly equal to examples or general text that find or choose the edit, which "
+            f"leaves {len(test)}: take them out there, or give others"
+        )
 
     def make() -> BehaviourSet:
         if written is None:
@@ -202,7 +208,10 @@ def with_kept(
 
 def _enough(parts: Parts) -> None:
     if len(parts.attribution) < 2:
-        raise ExciseError("there are no prompts for attribution: give more of them")
+        raise ExciseError(
+            f"{len(parts.attribution)} of the prompts fall to the attribution, which needs 2: give "
+            "more of them, about 30"
+        )
 
 
 @dataclass(frozen=True)

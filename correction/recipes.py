@@ -42,8 +42,8 @@ class Parts:
         for name in ("selection", "test"):
             if (n := len(getattr(self, name))) < 2:
                 raise ExciseError(
-                    f"{n} examples are left for the {name}: give more of them (30 for the test "
-                    "show something)"
+                    f"{n} prompts or examples fall to the {name}, which needs 2: give more that "
+                    "differ (30 for the test show something)"
                 )
 
 

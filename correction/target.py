@@ -112,9 +112,14 @@ def split_documents(
     selection = "\n".join(lines[:at])
     test = unseen("\n".join(lines[at:]), {*seen, *line_hashes(selection)})
     if not test.strip() or not selection.strip():
+        whole, chosen, rest, kept = (
+            sum(bool(line.strip()) for line in part)
+            for part in (lines, lines[:at], lines[at:], test.split("\n"))
+        )
         raise ExciseError(
-            "too little text is left to measure perplexity for selection and test, without the "
-            "lines of general text: give another or a longer one"
+            f"the text for perplexity has {whole} lines that were not used already, of which "
+            f"{chosen} select; of the other {rest} {kept} are new and left to test on: give "
+            "another text, or one of more lines"
         )
     return [selection], [test]
 

@@ -41,6 +41,8 @@ class TaskAccuracy(Metric):
     generate: Callable[[Any], Sequence[Prompt]]
     """Makes the prompts for a tokenizer."""
     batch_size: int = 16
+    split: str = ""
+    """Of the task's prompts, for the protocol."""
     name: str = field(init=False)
 
     def __post_init__(self):
@@ -56,7 +58,7 @@ class TaskAccuracy(Metric):
         samples = encode_prompts(loaded.tokenizer, prompts)
         check_length(samples, loaded.model.config)
         return Plan(
-            protocol=PROTOCOL,
+            protocol=f"{PROTOCOL}; prompts of split {self.split}" if self.split else PROTOCOL,
             units=tuple(text_hash(prompt.clean) for prompt in prompts),
             inputs=samples,
             identity={"samples": [[list(s.input_ids), s.answer, s.wrong] for s in samples]},

@@ -70,12 +70,15 @@ def comparable(name: str, before: Outcome, after: Outcome) -> list[Statistic]:
     if before.protocol != after.protocol:
         raise ExciseError(
             f"{name} was measured in another way in the second model, so nothing can be paired: "
-            f"{before.protocol!r} and {after.protocol!r}"
+            f"{before.protocol!r} and {after.protocol!r}; measure both in one way"
         )
     if before.units != after.units:
+        way_out = "give both the same prompts (those of a task depend on the tokenizer's words)"
+        if name == "perplexity":
+            way_out = "of one text models with different tokenizers need --protocol document"
         raise ExciseError(
             f"{name} was measured on other units in the second model, so nothing can be paired: "
-            "models with different tokenizers need --protocol document"
+            f"{way_out}"
         )
     found = [s for s in before.statistics if _same_count(s, before, after)]
     if not found:

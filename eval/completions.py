@@ -83,8 +83,8 @@ class CompletionMetric(Metric):
         if empty > self.max_empty * len(flat):
             raise ExciseError(
                 f"{empty} of {len(flat)} completions for {self.name} are empty, more than "
-                f"{100 * self.max_empty:g} %: the model says nothing there is to judge "
-                "(--max-empty allows more)"
+                f"{100 * self.max_empty:g} %: the model says nothing there is to judge; give other "
+                "prompts, or allow more (excise eval --max-empty)"
             )
         return empty
 

@@ -138,7 +138,7 @@ def _decide(
         raise ExciseError(f"the protocol is {outcome.protocol!r}, not {rule.protocol!r}")
     n = len(outcome.units)
     if n < rule.min_samples:
-        raise ExciseError(f"{n} samples are too few: the policy asks for {rule.min_samples}")
+        raise ExciseError(f"{n} samples are too few: the rule asks for {rule.min_samples}")
     if rule.kind in ("max", "min"):
         found = _value(statistic, outcome, rule)
     else:

@@ -70,8 +70,8 @@ def windows(tokenizer: Any, documents: Sequence[str], window: int, stride: int) 
     """
     if not tokenizer.is_fast:
         raise ExciseError(
-            "words and bytes of a window need a fast tokenizer: use --protocol document, or "
-            "save the tokenizer with tokenizer.json"
+            "words and bytes of a window need a fast tokenizer: save the tokenizer with "
+            "tokenizer.json (excise eval can do without by --protocol document)"
         )
     text = "\n\n".join(documents)
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=True)

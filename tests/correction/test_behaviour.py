@@ -3,18 +3,24 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from excise.circuits.ioi import ioi_prompts
 from excise.core.data import Sample
 from excise.core.errors import ExciseError
+from excise.core.loading import Loaded
+from excise.core.texts import near
 from excise.correction.behaviour import (
     BehaviourSet,
     check_sets,
     encode,
     read_behaviour,
 )
+from excise.correction.material import divided, from_examples
+from excise.correction.recipes import likelihood_target
 from excise.correction.splits import SHARES, part_of, split
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,3 +185,66 @@ def test_parts_have_their_shares_and_depend_on_the_salt():
         assert all(part_of(text) == name for text, _ in parts[name])
     moved = Counter(part_of(text) != part_of(text, "another") for text, _ in rows)
     assert moved[True] > len(rows) / 2
+
+
+# --- parts ---
+
+
+def files_of(tmp_path: Path, lines: list[str], general: list[str]) -> tuple[Path, Path]:
+    for name, rows in (("bad.txt", lines), ("general.txt", general)):
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+    return tmp_path / "bad.txt", tmp_path / "general.txt"
+
+
+def test_examples_that_begin_alike_are_divided_as_whole_texts(
+    tiny: Any, tiny_tokenizer: Any, tmp_path: Path
+):
+    """60 lines of one beginning, which is all that two text files have, are enough."""
+    words = [p.clean for p in ioi_prompts(tiny_tokenizer, 60)]
+    lines = [f"the cat sat on the mat and then it was not there {text}" for text in words]
+    general = [p.clean for p in ioi_prompts(tiny_tokenizer, 60, split="validation")]
+    bad, plain = files_of(tmp_path, lines, general)
+    plain_text = "\n".join(p.clean for p in ioi_prompts(tiny_tokenizer, 60, split="test"))
+    texts, loaded = divided([plain_text], None), Loaded(tiny("opt"), tiny_tokenizer, "opt")
+    found = from_examples(loaded, bad, plain, texts, None, None, 100)
+    sizes = {name: len(part) for name, part in vars(found.parts).items()}
+    for name, share in SHARES.items():
+        assert sizes[name] >= 0.5 * share * 60, sizes
+    measured = set(found.target.metric(found.parts.test).plan(loaded).units)
+    assert not near(measured, found.seen)
+    judged: Any = lambda name: replace(likelihood_target(name))  # noqa: E731
+    with pytest.raises(ExciseError, match=r"60 examples \(60 different, \d+ different beginnings"):
+        from_examples(loaded, bad, plain, texts, judged, None, 100)  # beginnings are completed
+
+
+def test_too_few_examples_are_counted_as_they_are(tiny: Any, tiny_tokenizer: Any, tmp_path: Path):
+    lines = ["the cat sat on the mat and then it was not there"] * 58 + ["one two three", "a book"]
+    bad, plain = files_of(tmp_path, lines, [p.clean for p in ioi_prompts(tiny_tokenizer, 60)])
+    plain_text = "\n".join(p.clean for p in ioi_prompts(tiny_tokenizer, 60, split="test"))
+    texts, loaded = divided([plain_text], None), Loaded(tiny("opt"), tiny_tokenizer, "opt")
+    with pytest.raises(ExciseError, match=r"60 examples \(3 different, 3 different beginnings\)"):
+        from_examples(loaded, bad, plain, texts, None, None, 100)
+
+
+@given(st.integers(0, 2**32))
+def test_near_duplicates_share_a_part(seed: int):
+    draw = random.Random(seed)
+    texts = [" ".join(draw.sample([f"w{i}" for i in range(500)], 9)) for _ in range(60)]
+    doubles = [
+        draw.choice([f"{t}.", t.upper(), f"{t} more", f"so {t}", f"{t[:4]}\u200b{t[4:]}"])
+        for t in texts
+    ]
+    rows = [*texts, *doubles]
+    draw.shuffle(rows)
+    part = {row: name for name, found in split(rows, key=str).items() for row in found}
+    assert all(part[text] == part[double] for text, double in zip(texts, doubles, strict=True))
+
+
+def test_texts_without_near_duplicates_stay_where_they_always_were():
+    """What was measured rests on the parts, so that these are the digests of the first release."""
+    texts = [f"sentence number {i} speaks of {i * i} other things, {i % 7}" for i in range(400)]
+    found = {name: len(rows) for name, rows in split(texts, key=str).items()}
+    assert found == {name: sum(part_of(t) == name for t in texts) for name in SHARES}
+    assert [part_of(text) for text in ("the cat sat", "a book", "one two three", "x y")] == [
+        "test", "test", "attribution", "selection"
+    ]  # fmt: skip

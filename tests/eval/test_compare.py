@@ -60,7 +60,7 @@ def test_the_seed_is_that_of_the_first():
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ({"units": UNITS[::-1]}, "o was measured on other units.*--protocol document"),
+        ({"units": UNITS[::-1]}, "o was measured on other units.*give both the same prompts"),
         ({"units": UNITS[:7]}, "other units"),
         ({"protocol": "window=512"}, "in another way in the second model.*'how' and 'window=512'"),
     ],

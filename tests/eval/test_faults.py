@@ -177,7 +177,7 @@ FAULTS: tuple[Fault, ...] = (
           policy("confidence: 95 %\n"), 1, "no rule in it"),
     Fault("policy with an unknown rule", "max_increas",
           policy("perplexity: {max_increas: 2 %}"), 1, "did you mean 'max_increase'"),
-    Fault("too few samples", "5 prompts where the policy asks for 30",
+    Fault("too few samples", "5 prompts where the rule asks for 30",
           option("--max-prompts", "5"), 3, "5 samples are too few", "toxicity.max_increase"),
     Fault("samples prove nothing", "a policy that is stricter than so few prompts can show",
           policy(POLICY.replace("0.2", "0.0001")), 3, "is not shown", "toxicity.max_increase"),
