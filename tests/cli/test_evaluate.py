@@ -165,7 +165,6 @@ def test_what_is_written(
     suites = ET.fromstring((out / "junit.xml").read_text())
     assert [case.get("name") for case in suites.iter("testcase")] == [
         "edited",
-        "held_out",
         "perplexity.max",
     ]
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
@@ -232,6 +231,17 @@ def test_options_of_toxicity(
     found = printed(excise(*arguments, *options, "--json"))["toxicity"]
     assert found[key] == value
     assert said in found["protocol"]
+
+
+def test_tasks_are_measured_on_their_test_split(excise: Run, tiny_folder: Folder):
+    """The audit's M10 (a): score and circuit find on train, whose frames must not come again."""
+    found = {}
+    for split in ((), ("--split", "train"), ("--split", "test")):
+        done = excise("eval", tiny_folder("opt"), "--task", "ioi", "--samples", 4, *split, "--json")
+        found[split[1:]] = json.loads(done.stdout)["tasks"]["ioi"]
+    assert found[()]["protocol"].endswith("; prompts of split test")
+    assert found[("train",)]["protocol"].endswith("; prompts of split train")
+    assert found[()] == found[("test",)] != found[("train",)]
 
 
 def test_every_option_is_told_and_tried():

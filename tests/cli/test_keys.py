@@ -70,7 +70,8 @@ SAME: dict[str, dict[str, str]] = {
             ("--budget", "--least", "--gate", "--min-samples", "--rare", "--controls",
              "--durability"),
             LATER),
-        **dict.fromkeys(("--window", "--windows", "--task", "--task-samples", "--no-cache"), ROWS),
+        **dict.fromkeys(("--window", "--windows", "--task", "--task-samples", "--split", "--no-cache"),
+                        ROWS),
         "--show-text": "what is written into the report",
     },
     "eval": {
@@ -199,6 +200,7 @@ KEYED: dict[str, dict[str, tuple[str, str]]] = {
         "--repetition": ("", "--repetition"),
         "--task": ("task", "--task induction"),
         "--samples": ("task", "--samples 3"),
+        "--split": ("task", "--split train"),
         "--seed": ("task", "--seed 1"),
     },
 }

@@ -174,7 +174,7 @@ def test_falling_below_zero_is_a_decrease():
     [
         (
             {"perplexity": {"max": 5, "min_samples": 101}},
-            "100 samples are too few: the policy asks",
+            "100 samples are too few: the rule asks",
         ),
         ({"min_samples": 101, "perplexity": {"max": 5}}, "100 samples are too few"),
         ({"repetition": {"max": 5}}, "b was not measured for 'repetition', but for perplexity"),
