@@ -70,8 +70,8 @@ SAME: dict[str, dict[str, str]] = {
             ("--budget", "--least", "--gate", "--min-samples", "--rare", "--controls",
              "--durability"),
             LATER),
-        **dict.fromkeys(("--window", "--windows", "--task", "--task-samples", "--split", "--no-cache"),
-                        ROWS),
+        **dict.fromkeys(
+            ("--window", "--windows", "--task", "--task-samples", "--split", "--no-cache"), ROWS),
         "--show-text": "what is written into the report",
     },
     "eval": {
