@@ -177,7 +177,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "1 % of units hit": lambda rng, n: hit(rng, n, 0.01),
     "10 % of units hit": lambda rng, n: hit(rng, n, 0.1),
 }
-"""Damage by unit, of mean 0 and standard deviation 1; bounds were chosen on the first four."""
+"""Damage by unit, of mean 0 and standard deviation 1; bounds were chosen with other seeds."""
 
 
 def hit(rng: np.random.Generator, n: int, share: float) -> np.ndarray:
