@@ -173,6 +173,10 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "lognormal, sigma 1": lambda rng, n: (rng.lognormal(size=n) - math.exp(0.5)) / 2.1612,
     "3 % of units hit": lambda rng, n: hit(rng, n, 0.03),
     "gamma, shape 0.5": lambda rng, n: (rng.gamma(0.5, size=n) - 0.5) / math.sqrt(0.5),
+    "Weibull, shape 0.7": lambda rng, n: (rng.weibull(0.7, n) - 1.26582) / 1.85117,
+    "half hit, exponential": lambda rng, n: (
+        ((rng.random(n) < 0.5) * rng.exponential(size=n) - 0.5) / math.sqrt(0.75)
+    ),
     "Student's t, 3": lambda rng, n: rng.standard_t(3, n) / math.sqrt(3),
     "1 % of units hit": lambda rng, n: hit(rng, n, 0.01),
     "10 % of units hit": lambda rng, n: hit(rng, n, 0.1),
