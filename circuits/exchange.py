@@ -15,9 +15,22 @@ import torch
 from ..core.errors import ExciseError
 from ..core.json_text import json_text
 from ..core.output import whole_file
+from ..core.reading import read_json
+from ..core.schema import NUMBER, Kind, check, whole
 from .attribution import Attribution
 from .circuit import Circuit
 from .graph import Graph, Reader, name
+
+
+_SCORE = Kind("a number that float32 holds", lambda value: NUMBER.fits(value) and abs(value) < 1e38)
+_INSIDE = Kind("true or false", lambda value: value in (True, False, None))
+_PART = {"score?": _SCORE, "in_graph?": _INSIDE}
+LAYOUT = {
+    "cfg": {"n_layers": whole(1), "n_heads": whole(1)},
+    "nodes": {"*": _PART},
+    "edges": {"*": _PART},
+}
+"""What is read of that JSON."""
 
 
 def to_eap_ig(circuit: Circuit) -> dict[str, Any]:
@@ -97,14 +110,13 @@ def read_eap_ig(path: str | Path, graph: Graph) -> Attribution:
     Raises:
         ExciseError: No such file, no such layout, another shape, or an edge that is not there.
     """
+    found = read_json(path)
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        cfg, nodes, edges = found["cfg"], found["nodes"], found["edges"]
-        shape = (cfg["n_layers"], cfg["n_heads"])
-    except OSError as error:
-        raise ExciseError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExciseError(f"{path} is no circuit in EAP-IG's layout: {error!r}") from error
+        check(found, LAYOUT, "it")
+    except ExciseError as error:
+        raise ExciseError(f"{path} is no circuit in EAP-IG's layout: {error}") from error
+    cfg, nodes, edges = found["cfg"], found["nodes"], found["edges"]
+    shape = (cfg["n_layers"], cfg["n_heads"])
     if shape != (graph.n_layers, graph.n_heads):
         raise ExciseError(
             f"{path} is of a model of {shape[0]} layers and {shape[1]} heads, and this one has "

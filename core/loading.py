@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .artefact import read_config
+from .artefact import damage, read_config
 from .errors import ExciseError, first_line, shown
 from .output import settled, whole_folder
 from .reading import as_path
+from .schema import TEXT, check, maybe, whole
 
 
 if TYPE_CHECKING:
@@ -31,6 +32,17 @@ EMBEDDED = "smollm2"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+CONFIG = {
+    "model_type?": TEXT,
+    **{f"{name}?": whole(1, 4096) for name in ("num_hidden_layers", "num_attention_heads")},
+    **{f"{name}?": maybe(whole(1, 4096)) for name in ("num_key_value_heads", "head_dim")},
+    **{f"{name}?": whole(1, 2**17) for name in ("hidden_size", "word_embed_proj_dim")},
+    **{f"{name}?": whole(1, 2**22) for name in ("intermediate_size", "ffn_dim", "vocab_size")},
+    "max_position_embeddings?": whole(1, 2**31),
+}
+"""What a model's config may say of its size, before anything of that size is made."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,9 @@ def load_model(
             model = load_offloaded(source, offload, dtype, options.revision)
     except SafetensorError as error:
         raise ExciseError(f"cannot load {name!r}: its weights are damaged ({error})") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except ExciseError:
+        raise
+    except Exception as error:  # of files that others wrote, and of any class
         raise ExciseError(f"cannot load {name!r}: {first_line(error)}") from error
     if not (offload or options.device_map or options.load_in_4bit or options.load_in_8bit):
         device = str(options.device or own_device())
@@ -274,8 +288,12 @@ def _check_weights(source: str, options: LoadOptions) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ExciseError(f"{folder} has no config.json: give a HuggingFace model folder")
-    if kind := read_config(folder).get("kind"):
+    config = read_config(folder)
+    if kind := config.get("kind"):
+        kind = shown(kind)[1:-1]
         raise ExciseError(f"{folder} is a {kind} folder of excise: give the model it belongs to")
+    with damage(folder):
+        check(config, CONFIG, "config.json")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ExciseError(f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}): save it there")
     if not any(folder.glob("*.safetensors")):

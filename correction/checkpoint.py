@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core.artefact import read_config
-from ..core.errors import ExciseError, UnsupportedModelError, first_line
+from ..core.artefact import damage, read_config
+from ..core.errors import ExciseError, UnsupportedModelError, first_line, shown
 from ..core.families import FAMILIES
+from ..core.loading import CONFIG
 from ..core.reading import parse_json, shard_names
+from ..core.schema import check
 from .changes import Layout
 
 
@@ -63,7 +65,11 @@ class Checkpoint:
         folder = Path(folder)
         config = read_config(folder)
         if kind := config.get("kind"):
-            raise ExciseError(f"{folder} is an artefact of excise ({kind}): give a model folder")
+            raise ExciseError(
+                f"{folder} is an artefact of excise ({shown(kind)[1:-1]}): give a model folder"
+            )
+        with damage(folder):
+            check(config, CONFIG, "config.json")
         tensors: dict[str, Stored] = {}
         for file in _files(folder):
             for name, stored in _header(folder / file).items():
@@ -132,6 +138,8 @@ class Checkpoint:
             )
         with (self.folder / stored.file).open("rb") as file:
             file.seek(stored.start)
+            if not stored.size:
+                return torch.empty(0, dtype=DTYPES[stored.dtype])
             return torch.frombuffer(bytearray(file.read(stored.size)), dtype=DTYPES[stored.dtype])
 
     def write(self, name: str, values: Tensor, folder: Path) -> None:
@@ -166,7 +174,7 @@ class Checkpoint:
             return getattr(config, "head_dim", None) or (
                 config.hidden_size // config.num_attention_heads
             )
-        except (OSError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        except Exception as error:  # of a file that others wrote, and of any class
             raise ExciseError(
                 f"the config of {self.folder} cannot be read: {first_line(error)}"
             ) from error
