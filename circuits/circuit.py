@@ -26,7 +26,7 @@ RESAMPLES = 200
 """Bootstrap draws of the samples behind stability."""
 
 _BOUND = maybe(Kind("a number", lambda value: type(value) in (int, float)))
-_METRIC = {"value?": _BOUND, "ci?": (_BOUND, _BOUND)}
+_METRIC = {"value?": maybe(NUMBER), "ci?": (_BOUND, _BOUND)}
 _POINT = {"size": whole(), "value": NUMBER, "ci": (_BOUND, _BOUND), "random?": maybe(NUMBER)}
 
 CONFIG = {
@@ -37,8 +37,8 @@ CONFIG = {
     "matrices?": [(TEXT, whole(1))],
     "level": one_of(LEVELS),
     "rank": one_of(RANKS),
-    "samples": {"*": whole()},
-    "data": {"*": TEXT},
+    "samples": dict.fromkeys(("train", "validation", "test"), whole()),
+    "data": {"test": TEXT, "*": TEXT},
     "warnings": [TEXT],
     "metrics": {
         "faithfulness": {"value": NUMBER, "ci": (_BOUND, _BOUND)},
@@ -117,6 +117,12 @@ class Circuit:
         layers, heads, groups, d_mlp = self.config["shape"]
         matrices = tuple((name, n) for name, n in self.config.get("matrices", ()))
         return Shape(Graph(layers, heads, groups), d_mlp, matrices)
+
+    @property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """The metrics that are a number with an interval, by name."""
+        rows: dict[str, Any] = self.config["metrics"]
+        return {k: r for k, r in rows.items() if "ci" in r and r.get("value") is not None}
 
     @property
     def size(self) -> int:
@@ -257,7 +263,9 @@ class Circuit:
             check_tensors(tensors, arrays, sizes)
         bits = np.unpackbits(tensors["in_circuit"].numpy(), count=n).astype(bool)
         scores = {
-            level: Scores(*(tensors.get(f"{level}/{key}") for key in _BOUNDS))
+            level: Scores(
+                tensors[f"{level}/mean"], tensors.get(f"{level}/low"), tensors.get(f"{level}/high")
+            )
             for level in sizes.keys() - {"bytes"}
         }
         return replace(

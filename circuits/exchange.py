@@ -6,7 +6,6 @@ circuit if one of them is. "Neurons" of those tools are output dimensions of a n
 units of an MLP, and are not exchanged.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 

@@ -54,6 +54,7 @@ def picture(circuit: "Circuit") -> CircuitPicture:
     metrics = config["metrics"]
     answer = circuit.examples[0]["answer"] if circuit.examples else ""
     found = metrics["faithfulness"]
+    measured = circuit.measured
     samples, (low, high) = config["samples"], found["ci"]
     interval = "" if None in (low, high) else f" [{low:.2f}, {high:.2f}]"
     return CircuitPicture(
@@ -76,7 +77,7 @@ def picture(circuit: "Circuit") -> CircuitPicture:
         edges=_edges(circuit),
         curve=_curve(circuit),
         size=circuit.size,
-        metrics=[_metric(key, metrics[key]) for key in _NOTES if metrics.get(key)],
+        metrics=[_metric(key, measured[key]) for key in _NOTES if key in measured],
         examples=[Example(e["tokens"], e["attention"]) for e in circuit.examples],
         warnings=list(config["warnings"]),
         answer=answer,

@@ -6,6 +6,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 @click.command("apply", epilog="Example: excise apply smollm2 edit -o corrected")
@@ -38,16 +39,16 @@ def command(
     shared.check_output(output, overwrite, "model", in_place=True)
     written = apply_edit(model_folder(model, revision), edits, output, overwrite)
     if written.left_out:
-        click.echo(
+        say(
             f"not copied, since unedited weights may be in them: {', '.join(written.left_out)}",
             err=True,
         )
     for edit in written.edits:
         if edit.seen.unknown:
-            click.echo(f"warning: {edit.seen.unknown}", err=True)
+            say(f"warning: {edit.seen.unknown}", err=True)
     if as_json:
-        click.echo(json_text(written.to_json()))
+        say(json_text(written.to_json()))
         return
     for edit in written.edits:
-        click.echo(str(edit))
-    click.echo(f"{len(written.tensors)} tensors changed; written to {output}")
+        say(str(edit))
+    say(f"{len(written.tensors)} tensors changed; written to {output}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Calibration:
         documents = self._documents()
         found = encode_texts(loaded.tokenizer, documents, self.n, self.length, self.seed)
         if len(found) < self.n:
-            click.echo(f"{self.name} gives only {len(found)} of {self.n} samples", err=True)
+            say(f"{self.name} gives only {len(found)} of {self.n} samples", err=True)
         return found
 
     def __str__(self) -> str:

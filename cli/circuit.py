@@ -9,6 +9,7 @@ import click
 from ..core.json_text import json_text
 from . import options as shared
 from .show_circuit import described
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -99,13 +100,13 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     circuit.save_pretrained(output, overwrite)
     seconds = time.perf_counter() - started
     for warning in circuit.config["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
+        say(f"warning: {warning}", err=True)
+    say(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     if as_json:
-        click.echo(json_text({**circuit.as_json(), "output": str(output),
+        say(json_text({**circuit.as_json(), "output": str(output),
                                "seconds": round(seconds, 3), "peak": peak()}))  # fmt: skip
     else:
-        click.echo(f"{described(circuit)}\nwritten to {output}; open {output / 'circuit.html'}")
+        say(f"{described(circuit)}\nwritten to {output}; open {output / 'circuit.html'}")
 
 
 def check_source(options: dict[str, Any]) -> None:
@@ -202,4 +203,4 @@ def tell_plan(loaded: "Loaded", parts: "Parts", search: "Search", batch_size: in
         ("score", "choose", "test"), vars(parts).values(), strict=True))  # fmt: skip
     passes = exact_passes(loaded.model, parts, search, batch_size)
     patching = f"; exact patching takes {passes:,} passes" if passes else ""
-    click.echo(f"prompts: {n}; peak memory about {readable(need)}{patching}", err=True)
+    say(f"prompts: {n}; peak memory about {readable(need)}{patching}", err=True)

@@ -10,6 +10,7 @@ import click
 from ..core.json_text import json_text
 from . import options as shared
 from .evaluate import GATE_NOT_MET
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def command(
     started = time.perf_counter()
 
     def tell(text: str) -> None:
-        click.echo(f"[{time.perf_counter() - started:5.0f} s] {text}", err=True)
+        say(f"[{time.perf_counter() - started:5.0f} s] {text}", err=True)
 
     show_text, revision = options.pop("show_text"), options["revision"]
     asked = checked(options)
@@ -129,7 +130,7 @@ def command(
     _print(card, output, as_json)
     if not card.passed:
         missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]
-        click.echo(f"excise: gate not met: {', '.join(missed)}", err=True)
+        say(f"excise: gate not met: {', '.join(missed)}", err=True)
         sys.exit(GATE_NOT_MET)
 
 
@@ -137,10 +138,10 @@ def _refuse(dose: "DoseResponse", output: Path, as_json: bool) -> NoReturn:
     """Say which doses were tried where none will do; nothing is written."""
     if as_json:
         found = {"passed": False, "output": None, "dose_response": dose.to_json()}
-        click.echo(json_text(found))
+        say(json_text(found))
     else:
-        click.echo(shared.aligned(*dose.table()))
-    click.echo(
+        say(shared.aligned(*dose.table()))
+    say(
         f"excise: no dose keeps perplexity within {100 * dose.budget:g} % and removes anything, so "
         f"{output} is not written: give smaller --sizes, a --factor nearer 1, or a larger --budget",
         err=True,
@@ -153,17 +154,17 @@ def _print(card: "Card", output: Path, as_json: bool) -> None:
 
     if as_json:
         found = {**card_json(card), "output": str(output)}
-        click.echo(json_text(found))
+        say(json_text(found))
         return
-    click.echo(str(card.edit))
+    say(str(card.edit))
     parts = [shared.aligned(*card.dose.table()), shared.aligned(*summary_table(card))]
     if card.controls:
         parts.append(shared.aligned(*controls_table(card)))
     if card.durable:
         parts.append(shared.aligned(*durability_table(card)))
-    click.echo("\n\n".join(["", *parts, ""]))
+    say("\n\n".join(["", *parts, ""]))
     for gate in card.report.gates:
-        click.echo(f"gate {'met' if gate.passed else 'NOT met'}: {gate.model}")
+        say(f"gate {'met' if gate.passed else 'NOT met'}: {gate.model}")
         for check in gate.checks:
-            click.echo(str(check))
-    click.echo(f"written to {output}; look at {output / 'report.html'}")
+            say(str(check))
+    say(f"written to {output}; look at {output / 'report.html'}")

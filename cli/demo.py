@@ -11,6 +11,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def command(
     from .correct_run import write_card
 
     def step(text: str) -> None:
-        click.echo(f"[{time.perf_counter() - started:5.1f} s] {text}", err=True)
+        say(f"[{time.perf_counter() - started:5.1f} s] {text}", err=True)
 
     started = time.perf_counter()
     output = output or Path("demo")
@@ -98,10 +99,10 @@ def command(
         _draw(folder / "demo.html", relevance, rows, loaded, sparsity)
     step("done")
     if as_json:
-        click.echo(json_text({**result, "output": str(output)}))
+        say(json_text({**result, "output": str(output)}))
     else:
-        click.echo(_table(rows) + f"\npage: {output / 'demo.html'}\n")
-        click.echo(_told(card, verdict, output))
+        say(_table(rows) + f"\npage: {output / 'demo.html'}\n")
+        say(_told(card, verdict, output))
 
 
 def _corrected(

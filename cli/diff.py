@@ -8,6 +8,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 def diff_edits(a: Path, b: Path) -> tuple[dict[str, Any], list[str]]:
@@ -80,9 +81,9 @@ def command(a: Path, b: Path, top: int, as_json: bool) -> None:
         )
     found, lines = DIFFS[kinds[0]](a, b)
     if as_json:
-        click.echo(json_text(found))
+        say(json_text(found))
         return
     text = "\n".join(lines).splitlines()
-    click.echo("\n".join(text[:top]))
+    say("\n".join(text[:top]))
     if len(text) > top:
-        click.echo(f"and {len(text) - top} lines more: --json has them all")
+        say(f"and {len(text) - top} lines more: --json has them all")

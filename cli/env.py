@@ -6,6 +6,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 @click.command("env")
@@ -28,6 +29,6 @@ def command(as_json: bool) -> None:
         "cache": str(cache_folder()),
     }
     if as_json:
-        click.echo(json_text(found))
+        say(json_text(found))
     else:
-        click.echo("\n".join(f"{name:13} {value}" for name, value in found.items()))
+        say("\n".join(f"{name:13} {value}" for name, value in found.items()))

@@ -9,6 +9,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def command(
             attribution=chosen,
         )  # fmt: skip
         for outcome, count in evaluation.reused().items():
-            click.echo(f"warning: {count} texts of {outcome} chose the edit of {name}", err=True)
+            say(f"warning: {count} texts of {outcome} chose the edit of {name}", err=True)
         found.append(evaluation)
         del loaded  # one model at a time
     if dry_run:
@@ -122,21 +123,21 @@ def command(
     baseline, *others = found
     for other in others:
         if other.model_hash == baseline.model_hash:
-            click.echo(f"warning: {other.model} has the weights of {baseline.model}", err=True)
+            say(f"warning: {other.model} has the weights of {baseline.model}", err=True)
     pairs = [(other, baseline) for other in others] or [(baseline, None)]
     gates = [check_gate(rules, *pair) for pair in pairs] if gate else []
     report = Report(tuple(found), tuple(gates))
     if output:
         _write(report, output, overwrite, show_text)
-    click.echo(json_text(report.to_json()) if as_json else _text(report, output))
+    say(json_text(report.to_json()) if as_json else _text(report, output))
     if not report.passed:
         missed = [c.name for g in report.gates for c in g.checks if not c.passed]
-        click.echo(f"excise: gate {gate} not met: {', '.join(missed)}", err=True)
+        say(f"excise: gate {gate} not met: {', '.join(missed)}", err=True)
         sys.exit(GATE_NOT_MET)
 
 
 def _tell(model: str, forecast: str) -> None:
-    click.echo(f"{model}: {forecast}", err=True)
+    say(f"{model}: {forecast}", err=True)
 
 
 def _metrics(options: dict[str, Any]) -> "list[Metric]":

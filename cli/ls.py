@@ -4,6 +4,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 KINDS = ("families", "methods", "targets", "tasks", "aggregates", "criteria", "unit-criteria",
@@ -87,11 +88,11 @@ def command(kind: str | None, as_json: bool) -> None:
     """List what exists, a kind at a time or all: names that options take."""
     found = {name: table(name) for name in ([kind] if kind else KINDS)}
     if as_json:
-        click.echo(json_text(found))
+        say(json_text(found))
         return
     for name, rows in found.items():
         if not kind:
-            click.echo(f"{name}:")
+            say(f"{name}:")
         width = max(map(len, rows))
         for row, words in rows.items():
-            click.echo(f"  {row:{width}}  {words}".rstrip())
+            say(f"  {row:{width}}  {words}".rstrip())

@@ -11,6 +11,7 @@ import click
 from .. import __version__
 from ..core.errors import ExciseError
 from ..core.escape import one_line
+from .terminal import say
 from .words import strict
 
 
@@ -30,6 +31,9 @@ VERBS = {
     "demo": "Score, cut, control and measure the embedded model; write one page.",
 }
 """Each verb is the command `<verb>` in `cli/<verb>.py` (`eval` in `evaluate.py`)."""
+
+LONGEST = 1500
+"""Characters of a message: it may repeat what was given."""
 
 _MODULES = {"eval": "evaluate"}
 
@@ -57,17 +61,17 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             verb = error.ctx.command_path if error.ctx else ctx.command_path
-            said = one_line(error.format_message())
-            click.echo(f"excise: {said} See {verb} --help.", err=True)
+            said = one_line(error.format_message(), LONGEST)
+            say(f"excise: {said} See {verb} --help.", err=True)
             sys.exit(2)
         except ExciseError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"excise: {one_line(error)}", err=True)
+            say(f"excise: {one_line(error, LONGEST)}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as stop:
             said = str(stop) or "nothing half-written is left"
-            click.echo(f"excise: interrupted; {said}", err=True)
+            say(f"excise: interrupted; {said}", err=True)
             sys.exit(130)
 
 

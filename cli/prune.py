@@ -10,6 +10,7 @@ from ..core.json_text import json_text
 from . import options as shared
 from .calibration import Calibration
 from .prune_options import CHANGES, check_options
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -127,14 +128,14 @@ def _weights(
     loaded = load_model(options.pop("model"), shared.loading(options), offload)
     samples = source.samples(loaded, placeholders=options["dry_run"])
     expected = plan(loaded.model, samples, recipe, options["batch_size"])
-    click.echo(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
+    say(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
     if options["dry_run"]:
         planned = {"recipe": recipe.to_json(), "peak": expected.peak, "seconds": expected.seconds}
-        click.echo(json_text(planned) if as_json else f"{recipe}: {expected}")
+        say(json_text(planned) if as_json else f"{recipe}: {expected}")
         return
     assert output is not None
     if offload and expected.gradients:
-        click.echo("gradients read all weights from disk for every batch", err=True)
+        say("gradients read all weights from disk for every batch", err=True)
     started = time.perf_counter()
     with watched(count=unpageable) as held:
         pruned = prune_weights(
@@ -151,11 +152,11 @@ def _weights(
     measured = {"seconds": round(seconds, 3), "peak": most,
                 "forecast_seconds": round(expected.seconds, 3), "forecast_peak": expected.peak,
                 "divergences": pruned.divergences}  # fmt: skip
-    click.echo(f"took {seconds:.1f} s, peak memory {readable(most)}", err=True)
+    say(f"took {seconds:.1f} s, peak memory {readable(most)}", err=True)
     if as_json:
-        click.echo(json_text({"output": str(output), **result, **measured}))
+        say(json_text({"output": str(output), **result, **measured}))
     else:
-        click.echo(f"cut {pruned.mask} by {recipe}\nwritten to {output}")
+        say(f"cut {pruned.mask} by {recipe}\nwritten to {output}")
 
 
 def _table(
@@ -189,14 +190,14 @@ def _table(
     plans = {}
     for name, recipe in recipes.items():
         plans[name] = plan(loaded.model, samples, recipe, options["batch_size"])
-        click.echo(f"{name}: {recipe}: {plans[name]}", err=True)
+        say(f"{name}: {recipe}: {plans[name]}", err=True)
     if options["dry_run"]:
         told = {name: {"peak": p.peak, "seconds": p.seconds} for name, p in plans.items()}
-        click.echo(json_text(told) if as_json else f"would compare {', '.join(recipes)}")
+        say(json_text(told) if as_json else f"would compare {', '.join(recipes)}")
         return
     measured = {line for text in documents for line in line_hashes(text)}
     if known := near(measured, Seen.by(samples).hashes):
-        click.echo(f"warning: {len(known)} lines of {text} are in {source.name} too", err=True)
+        say(f"warning: {len(known)} lines of {text} are in {source.name} too", err=True)
     found = measure_all(
         loaded, samples, recipes, sparsities, metric, str(source), seed=options["seed"],
         batch_size=options["batch_size"], device=options["layer_device"], resume=resume,

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..core.json_text import json_text
 from .options import aligned
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -125,12 +124,12 @@ def measure_all(
         for sparsity in sparsities
     }
     dense, trials = measured(), []
-    click.echo(f"dense: perplexity {dense['perplexity'].headline}", err=True)
+    say(f"dense: perplexity {dense['perplexity'].headline}", err=True)
     keys = {f"{name}-{sparsity}": name for name, sparsity in todo}
     named = dict(zip(keys, todo.values(), strict=True))
     for trial in compare_recipes(loaded.model, samples, named, measured, **options):
         found = trial.found["perplexity"].headline
-        click.echo(f"{trial.name}: perplexity {found}, {trial.seconds:.0f} s", err=True)
+        say(f"{trial.name}: perplexity {found}, {trial.seconds:.0f} s", err=True)
         trials.append(replace(trial, name=keys[trial.name]))
     return Table(dense, trials, calibration)
 
@@ -148,8 +147,8 @@ def write_table(found: Table, output: Path | None, overwrite: bool, as_json: boo
             (folder / "config.json").write_text(content + "\n")
             write_page(folder / "table.html", found.page())
     if as_json:
-        click.echo(json_text(found.to_json()))
+        say(json_text(found.to_json()))
         return
-    click.echo(aligned(HEADERS, found.rows()))
+    say(aligned(HEADERS, found.rows()))
     if output is not None:
-        click.echo(f"written to {output}; look at {output / 'table.html'}")
+        say(f"written to {output}; look at {output / 'table.html'}")

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import click
-
 from ..core.json_text import json_text
 from . import options as shared
 from .prune_options import check_units
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def prune_units(
     recipe = {"verb": "prune", **result, **more}
     save_model(loaded, output, recipe, overwrite, parts={"mask": mask})
     printed = json_text({"output": str(output), **result})
-    click.echo(printed if as_json else f"cut {said}\nwritten to {output}")
+    say(printed if as_json else f"cut {said}\nwritten to {output}")
 
 
 Done: TypeAlias = "tuple[Loaded, Mask, str, dict[str, Any], dict[str, Any]]"
@@ -70,7 +69,7 @@ def _zero_by(relevance: "Relevance", as_json: bool, options: dict[str, Any]) -> 
     mask = select(relevance, options["components"], options["sparsity"], options["rank"])
     result = _result(mask, options)
     if options["dry_run"]:
-        click.echo(json_text(result) if as_json else f"would cut {mask}")
+        say(json_text(result) if as_json else f"would cut {mask}")
         return None
     loaded = _load(relevance, options)
     mask.apply_(loaded.model)
@@ -101,7 +100,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     said = f" by {options['relevance'] or name}"
     if zero:
         if not criterion.comparable:
-            click.echo(f"--zero compares layers, and {name} means another thing in each", err=True)
+            say(f"--zero compares layers, and {name} means another thing in each", err=True)
     else:
         check_shrink(view, mask)
         if compensate:
@@ -113,11 +112,11 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     passes = name if criterion.needs_data else "wanda" if compensate else "random"
     expected = forecast(model, samples, component, passes, size)
     what = criterion.summary if not relevance else "scored before"
-    click.echo(f"{options['relevance'] or name}: {what}", err=True)
-    click.echo(f"{source or 'no calibration'}: {expected}", err=True)
+    say(f"{options['relevance'] or name}: {what}", err=True)
+    say(f"{source or 'no calibration'}: {expected}", err=True)
     if options["dry_run"]:
         planned = json_text({**result, "peak": expected.peak})
-        click.echo(planned if as_json else f"would cut {mask}{said}")
+        say(planned if as_json else f"would cut {mask}{said}")
         return None
     started = time.perf_counter()
     mask = _choose(relevance, view, samples, name, options)
@@ -127,7 +126,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
         means = mean_inputs_of(view, batches(samples, size), component) if compensate else None
         shrink(model, mask, means)
     seconds = time.perf_counter() - started
-    click.echo(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
+    say(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     more: dict[str, Any] = {"zero": zero, "compensate": compensate, "seed": options["seed"]}
     if source:
         more["calibration"] = str(source)

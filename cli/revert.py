@@ -6,6 +6,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 @click.command("revert", epilog="Example: excise revert corrected -o base")
@@ -42,7 +43,7 @@ def command(
     wanted = Edit.from_pretrained(edit) if edit and Path(edit).exists() else edit
     written = revert(model_folder(model, revision), output, wanted, overwrite, everything)
     if as_json:
-        click.echo(json_text(written.to_json()))
+        say(json_text(written.to_json()))
         return
     left = [f"left: {one}" for one in written.edits] or ["no edit is left: this is the base"]
-    click.echo("\n".join([*left, f"written to {output}"]))
+    say("\n".join([*left, f"written to {output}"]))

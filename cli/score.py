@@ -8,6 +8,7 @@ import click
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 @click.command(
@@ -68,7 +69,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     check_length(samples, loaded.model.config)
     fit = {"target": target, **options}
     size = choose_batch_size(loaded.model, samples, **fit) if batch == "auto" else _positive(batch)
-    tell = click.echo if _is_main() else lambda *_, **__: None
+    tell = say if _is_main() else lambda *_, **__: None
     expected = forecast(loaded.model, samples, size, probe=not dry_run, **fit)
     if len(samples) < source.n and source.kind != "prompts":
         tell(f"the {source.kind} gives only {len(samples)} of {source.n} samples", err=True)

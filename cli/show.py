@@ -11,6 +11,7 @@ from ..core.reading import as_path, is_name
 from . import options as shared
 from .show_circuit import WRITTEN, show_circuit
 from .show_edit import show_edit
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -86,18 +87,18 @@ def command(
         draw(relevance, html, tokenizer, overwrite)
     if as_json:
         found = {"config": relevance.config, "top": rows, "rank_correlation": agreement}
-        click.echo(json_text(found))
+        say(json_text(found))
         return
-    click.echo(str(relevance))
+    say(str(relevance))
     for name, found in rows.items():
-        click.echo(f"\n{name:10} layer  unit      score   95 % interval")
+        say(f"\n{name:10} layer  unit      score   95 % interval")
         for row in found:
             bounds = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
-            click.echo(f"{'':10} {row['layer']:5}  {row['unit']:4} {row['score']:10.4g}   {bounds}")
+            say(f"{'':10} {row['layer']:5}  {row['unit']:4} {row['score']:10.4g}   {bounds}")
     for name, correlation in agreement.items():
-        click.echo(f"\nrank correlation of {name} with {against}: {correlation:.4f}")
+        say(f"\nrank correlation of {name} with {against}: {correlation:.4f}")
     if html is not None:
-        click.echo(f"\npage written to {html}")
+        say(f"\npage written to {html}")
 
 
 def top_rows(relevance: "Relevance", name: str, k: int, rank: str) -> list[dict[str, Any]]:
@@ -201,7 +202,7 @@ def _own_tokenizer(name: str) -> Any:
 
     if name == EMBEDDED or (is_name(name) and Path(name).is_dir()):
         return _tokenizer(name)
-    click.echo(
+    say(
         f"tokens are shown as numbers: {shown(name)} is no folder here, so give --tokenizer",
         err=True,
     )
@@ -218,6 +219,6 @@ def _tokenizer(name: str) -> Any:
         source = model_folder(name) if local else name
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # tokenizers raises no class of its own; there is a way without
-        click.echo(f"tokens are shown as numbers: no tokenizer at {shown(name)} "
+        say(f"tokens are shown as numbers: no tokenizer at {shown(name)} "
                    f"({first_line(error)})", err=True)  # fmt: skip
         return None

@@ -1,12 +1,11 @@
 """A circuit folder for a terminal, and as files for people and for other tools."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING
 
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -32,16 +31,16 @@ def show_circuit(
         if path is not None:
             export(circuit, kind, path, overwrite)
     if as_json:
-        click.echo(json_text({**circuit.as_json(), "written": {
+        say(json_text({**circuit.as_json(), "written": {
             kind: str(path) for kind, path in files.items() if path is not None
         }}))  # fmt: skip
         return
-    click.echo(described(circuit, top))
+    say(described(circuit, top))
     for warning in circuit.config["warnings"]:
-        click.echo(f"warning: {warning}")
+        say(f"warning: {warning}")
     for path in files.values():
         if path is not None:
-            click.echo(f"written to {path}")
+            say(f"written to {path}")
 
 
 def export(circuit: "Circuit", kind: str, path: Path, overwrite: bool = False) -> None:
@@ -65,11 +64,13 @@ def export(circuit: "Circuit", kind: str, path: Path, overwrite: bool = False) -
 
 def described(circuit: "Circuit", most: int = 12) -> str:
     """Render a circuit for a terminal: the evidence, and its largest components."""
-    found: dict[str, Any] = circuit.config["metrics"]
     rows = [
-        [name.replace("_", " "), f"{row['value']:.3f}", _interval(*row["ci"], ".3f")]
-        for name, row in found.items()
-        if "ci" in row
+        [
+            name.replace("_", " "),
+            f"{row['value']:.3f}",
+            _interval(row["ci"][0], row["ci"][1], ".3f"),
+        ]
+        for name, row in circuit.measured.items()
     ]
     lines = [str(circuit), "", shared.aligned(("on test prompts", "value", "95 % interval"), rows)]
     if circuit.level.name not in circuit.scores:

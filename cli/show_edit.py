@@ -4,10 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..core.json_text import json_text
 from . import options as shared
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -20,17 +19,17 @@ def show_edit(folder: Path, top: int, as_json: bool) -> None:
 
     edit = Edit.from_pretrained(folder)
     if as_json:
-        click.echo(json_text(described(edit)))
+        say(json_text(described(edit)))
         return
-    click.echo(f"{edit}\ncreated {edit.config['created']} for {edit.base['family']}\n")
-    click.echo(by_layer(edit))
+    say(f"{edit}\ncreated {edit.config['created']} for {edit.base['family']}\n")
+    say(by_layer(edit))
     for name in ("recipe", "evidence"):
         if edit.config[name]:
-            click.echo(f"\n{name}: {json_text(edit.config[name])}")
+            say(f"\n{name}: {json_text(edit.config[name])}")
     rows = strongest(edit)
-    click.echo("\n" + shared.aligned(("component", "factor"), rows[:top]))
+    say("\n" + shared.aligned(("component", "factor"), rows[:top]))
     if len(rows) > top:
-        click.echo(f"and {len(rows) - top} more: --json has heads and neurons, or --top")
+        say(f"and {len(rows) - top} more: --json has heads and neurons, or --top")
 
 
 def described(edit: "Edit") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import click
 from ..core.json_text import json_text
 from . import options as shared
 from .evaluate import GATE_NOT_MET
+from .terminal import say
 
 
 @click.command("verify", epilog="Example: excise verify corrected edit")
@@ -27,9 +28,9 @@ def command(model: str, edit: Path | None, revision: str | None, as_json: bool) 
     witness = Edit.from_pretrained(edit) if edit else None
     found = verify(model_folder(model, revision), witness)
     if as_json:
-        click.echo(json_text(found.to_json()))
+        say(json_text(found.to_json()))
     elif found.holds:
-        click.echo(str(found))
+        say(str(found))
     if not found.holds:
-        click.echo(f"excise: {found}", err=True)
+        say(f"excise: {found}", err=True)
         sys.exit(GATE_NOT_MET)

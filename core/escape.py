@@ -22,9 +22,12 @@ def plain(text: object) -> str:
     return _UNFIT.sub(UNFIT, str(text)).replace("\r\n", "\n").replace("\r", UNFIT)
 
 
-def one_line(text: object) -> str:
-    """Return the same on one line."""
-    return " ".join(plain(text).split())
+def one_line(text: object, most: int | None = None) -> str:
+    """Return the same on one line, of so many characters at most: the middle goes."""
+    line = " ".join(plain(text).split())
+    if most is None or len(line) <= most:
+        return line
+    return f"{line[: most // 2]} ... {line[-most // 3 :]}"
 
 
 def markdown(text: object) -> str:

@@ -1,6 +1,7 @@
 """What others wrote runs no code, fetches nothing, steers no terminal and costs no hours."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import excise
 import pytest
 from click.testing import CliRunner, Result
 from excise.cli.main import VERBS, group
@@ -120,13 +122,29 @@ def test_odd_words_are_one_line(
 def test_every_number_and_path_of_every_verb_is_read_by_one_grammar():
     context = click.Context(group)
     for verb in VERBS:
-        command = group.get_command(context, verb)  # type: ignore[attr-defined]
+        command = group.get_command(context, verb)
+        assert command
         for param in command.params:
             kind = param.type
             if isinstance(kind, click.Path):
                 assert isinstance(kind, FilePath), (verb, param.name)
             if kind.name.split()[0] in ("integer", "float"):
                 assert isinstance(kind, Whole | Number), (verb, param.name)
+
+
+def test_all_that_is_printed_goes_through_one_door():
+    folder = Path(excise.__file__).parent / "cli"
+    door = re.compile(r"click\.s?echo|\bprint\(")
+    found = {path.name for path in folder.glob("*.py") if door.search(path.read_text())}
+    assert found == {"terminal.py"}
+
+
+def test_names_of_others_steer_no_terminal(tmp_path: Path, tiny_folder: Folder, relevance: Path):
+    change(relevance, method="lrp\x1b[2J\x07\u202e")
+    result = CliRunner().invoke(group, ["show", str(relevance)], color=True)
+    assert result.exit_code == 0
+    assert "lrp\N{REPLACEMENT CHARACTER}[2J" in result.stdout
+    assert not set("\x1b\x07\u202e") & set(result.output)
 
 
 def test_wide_blanks_take_no_time():

@@ -43,7 +43,8 @@ def word(site: Any, param: click.Parameter, draw: random.Random) -> str:
 def call(site: Any, draw: random.Random) -> tuple[list[str], list[Path]]:
     """Return a command line, and what it may write."""
     verb = draw.choice(list(VERBS))
-    command = group.get_command(click.Context(group), verb)  # type: ignore[attr-defined]
+    command = group.get_command(click.Context(group), verb)
+    assert command
     words, outputs = [verb], []
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     options = [p for p in command.params if isinstance(p, click.Option)]
