@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,18 +150,18 @@ def spoil_value(content: Any, draw: Draw) -> Any:
         key = draw.choice(list(inner)) if isinstance(inner, dict) else draw.randrange(len(inner))
         inner = inner[key]
     if owner is None or draw.random() < 0.02:
-        return draw.choice(JUNK)
+        return deepcopy(draw.choice(JUNK))
     what = draw.random()
     if what < 0.2:
         del owner[key]
     elif what < 0.3 and isinstance(owner, dict):
         owner[f"{key}x"] = owner.pop(key)
     elif what < 0.4 and isinstance(owner, list):
-        owner.append(inner)
+        owner.append(deepcopy(inner))
     elif what < 0.5 and isinstance(inner, int | float):
         owner[key] = inner * draw.choice((-1, 0, 2, 1000, 10**9)) + draw.choice((0, 1, 0.5))
     else:
-        owner[key] = draw.choice(JUNK)
+        owner[key] = deepcopy(draw.choice(JUNK))
     return content
 
 
