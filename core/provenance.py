@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .artefact import damage
 from .errors import ExciseError
 from .reading import read_json
+from .schema import TEXT, check
 from .texts import DIGITS
 
 
@@ -143,6 +145,8 @@ def check_listed(folder: Path, files: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         ExciseError: One is missing or was changed.
     """
+    with damage(folder):
+        check(files, {"*": TEXT}, "its list of files")
     found = {}
     for name, sha256 in files.items():
         if Path(name).name != name:
