@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .circuits.attribution import Attribution, attribute
+    from .circuits.attribution import attribute
     from .circuits.circuit import Circuit
     from .circuits.find import find_circuit
-    from .circuits.ioi import ioi_prompts
     from .circuits.pairs import Pairs, encode_pairs
+    from .circuits.scores import Attribution
     from .circuits.search import Parts, Search
-    from .circuits.tasks import task_prompts
-    from .circuits.testbed import Planted, planted
+    from .circuits.testbed.planted import Planted, planted
     from .core.data import Batch, Prompt, Sample, collate, encode_prompts, encode_texts
     from .core.errors import ExciseError
     from .core.families import FAMILIES, Family, ModelView
+    from .core.generation import Decoding
     from .core.loading import load_model
     from .eval.choice import TaskAccuracy, choice_accuracy
     from .eval.compare import compare
     from .eval.gate import check_gate
-    from .eval.generation import Decoding
     from .eval.perplexity import Perplexity, perplexity
     from .eval.policy import read_policy
     from .eval.repetition import Repetition
@@ -40,16 +39,18 @@ if TYPE_CHECKING:
     from .lrp.run import forecast, score
     from .lrp.scope import LRPScope
     from .prune.compare import compare_recipes
-    from .prune.cut import Mask, select
+    from .prune.mask import Mask, select
     from .prune.recipe import Recipe, get_recipe
     from .prune.run import prune_weights
-    from .prune.shrink import select_uniform, shrink
-    from .prune.units import unit_scores
+    from .prune.structured.shrink import select_uniform, shrink
+    from .prune.structured.units import unit_scores
+    from .tasks.ioi import ioi_prompts
+    from .tasks.registry import task_prompts
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Attribution": "circuits.attribution",
+    "Attribution": "circuits.scores",
     "attribute": "circuits.attribution",
     "Circuit": "circuits.circuit",
     "find_circuit": "circuits.find",
@@ -57,16 +58,16 @@ _HOME = {
     "encode_pairs": "circuits.pairs",
     "Parts": "circuits.search",
     "Search": "circuits.search",
-    "task_prompts": "circuits.tasks",
-    "Planted": "circuits.testbed",
-    "planted": "circuits.testbed",
+    "task_prompts": "tasks.registry",
+    "Planted": "circuits.testbed.planted",
+    "planted": "circuits.testbed.planted",
     "Batch": "core.data",
-    "Decoding": "eval.generation",
+    "Decoding": "core.generation",
     "ExciseError": "core.errors",
     "FAMILIES": "core.families",
     "Family": "core.families",
     "LRPScope": "lrp.scope",
-    "Mask": "prune.cut",
+    "Mask": "prune.mask",
     "ModelView": "core.families",
     "Perplexity": "eval.perplexity",
     "Prompt": "core.data",
@@ -86,19 +87,19 @@ _HOME = {
     "encode_texts": "core.data",
     "evaluate": "eval.run",
     "get_scorer": "eval.scorers",
-    "ioi_prompts": "circuits.ioi",
+    "ioi_prompts": "tasks.ioi",
     "load_model": "core.loading",
     "perplexity": "eval.perplexity",
     "read_policy": "eval.policy",
     "forecast": "lrp.run",
     "score": "lrp.run",
-    "select": "prune.cut",
+    "select": "prune.mask",
     "compare_recipes": "prune.compare",
     "get_recipe": "prune.recipe",
     "prune_weights": "prune.run",
-    "select_uniform": "prune.shrink",
-    "shrink": "prune.shrink",
-    "unit_scores": "prune.units",
+    "select_uniform": "prune.structured.shrink",
+    "shrink": "prune.structured.shrink",
+    "unit_scores": "prune.structured.units",
 }
 
 __all__ = [  # noqa: RUF022  (grouped by room)

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from excise.circuits.attribution import Attribution, attribute
+from excise.circuits.attribution import attribute
 from excise.circuits.methods import CIRCUIT_METHODS
 from excise.circuits.pairs import Pairs, encode_pairs
-from excise.circuits.tasks import task_prompts
+from excise.circuits.scores import Attribution
 from excise.core.data import Sample
 from excise.core.loading import load_model
+from excise.tasks.registry import task_prompts
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 

@@ -23,9 +23,9 @@ from excise.circuits.find import as_mean, wanted
 from excise.circuits.levels import Ranking, get_level
 from excise.circuits.methods import CIRCUIT_METHODS
 from excise.circuits.pairs import encode_pairs
-from excise.circuits.tasks import task_prompts
 from excise.circuits.weights import WEIGHT_METHODS, weight_scores
 from excise.core.loading import load_model
+from excise.tasks.registry import task_prompts
 
 
 TARGET = 0.9

@@ -167,7 +167,7 @@ def write(path: Path, found: Any) -> None:
 
 def own_files(folder: Path) -> Path:
     """Write the texts and prompts that a real model is run with."""
-    from excise.eval.text import builtin_text
+    from excise.core.documents import builtin_text
 
     names = ["Mary", "John", "Tom", "Anna", "James", "Sarah", "Paul", "Emma"]
     rows = [

@@ -26,9 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from excise.core.documents import read_documents
 from excise.core.loading import Loaded, LoadOptions, converted_gguf, embedded_gguf, load_model
 from excise.eval.perplexity import Perplexity
-from excise.eval.text import read_documents
 
 
 TOLERANCE = 1e-4

@@ -15,9 +15,9 @@ import argparse
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from excise.correction.contrast import CONTRASTS, contrast
-from excise.correction.edit import Edit
-from excise.correction.testbed import Grade, grade, outcome, planted_behaviour
+from excise.correction.ranking.contrast import CONTRASTS, contrast
+from excise.correction.testbed.planted import Grade, grade, outcome, planted_behaviour
+from excise.edits.edit import Edit
 from scipy.stats import t as student
 
 

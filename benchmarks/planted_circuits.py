@@ -13,12 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from excise.circuits.attribution import attribute
-from excise.circuits.grading import Grade, grade
 from excise.circuits.graph import Graph
 from excise.circuits.methods import CIRCUIT_METHODS
 from excise.circuits.pairs import Pairs
 from excise.circuits.patching import expand
-from excise.circuits.testbed import CIRCUITS, planted
+from excise.circuits.testbed.grading import Grade, grade
+from excise.circuits.testbed.planted import CIRCUITS, planted
 from excise.core.families import ModelView
 
 

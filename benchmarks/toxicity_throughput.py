@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from excise import load_model
-from excise.eval.generation import Decoding, complete
+from excise.core.documents import read_texts
+from excise.core.generation import Decoding, complete
 from excise.eval.repetition import PROMPTS
-from excise.eval.text import read_texts
 
 
 def naive(loaded: Any, prompts: list[tuple[int, ...]], decoding: Decoding) -> int:

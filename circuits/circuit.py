@@ -10,12 +10,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.bootstrap import resampled_sums
 from ..core.errors import ExciseError
-from ..core.escape import markdown
+from ..core.files.artefact import damage, read_artefact, write_artefact
+from ..core.files.escape import markdown
+from ..core.files.schema import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Array,
+    Kind,
+    check_tensors,
+    maybe,
+    one_of,
+    whole,
+)
 from ..core.identity import model_hash
-from ..core.schema import NUMBER, OBJECT, TEXT, Array, Kind, check_tensors, maybe, one_of, whole
 from ..core.statistics import mean_interval
 from .faithfulness import jaccard
 from .graph import Edge, Graph, Writer, name

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from ..core.errors import ExciseError
-from ..core.json_text import json_text
-from ..core.output import whole_file
-from ..core.reading import read_json
-from ..core.schema import NUMBER, Kind, check, whole
-from .attribution import Attribution
+from ..core.files.json_text import json_text
+from ..core.files.output import whole_file
+from ..core.files.reading import read_json
+from ..core.files.schema import NUMBER, Kind, check, whole
 from .circuit import Circuit
 from .graph import Graph, Reader, name
+from .scores import Attribution
 
 
 _SCORE = Kind("a number that float32 holds", lambda value: NUMBER.fits(value) and abs(value) < 1e38)

@@ -9,21 +9,22 @@ from torch import Tensor
 
 from ..core.errors import ExciseError
 from ..core.families import ModelView
+from ..core.files.json_text import finite
+from ..core.files.progress import Progress
 from ..core.identity import identity_of, model_hash
-from ..core.json_text import finite
-from ..core.progress import Progress
 from ..core.provenance import KEY, Seen
 from ..lrp.scope import unreached
 from .ablation import Ablator
-from .attribution import Attribution, attribute
+from .attention_patterns import attention_examples
+from .attribution import attribute
 from .circuit import Circuit, Scores, bootstrap
 from .discovery import Choice, by_faithfulness, by_size, refine
 from .evidence import Evidence, stability
-from .examples import attention_examples
 from .faithfulness import Trial
 from .levels import Level, Ranking, Shape, get_level
 from .methods import CircuitMethod, get_method
 from .pairs import Pairs
+from .scores import Attribution
 from .search import Parts, Search
 from .weights import weight_scores
 from .writers import weights_are_readable

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..core.errors import look_up, unknown_name
 from ..core.families import ModelView
 from .ablation import Kept, select_nodes
-from .attribution import Attribution
 from .graph import Graph, edge_name, name
 from .patching import expand
+from .scores import Attribution
 
 
 RANKS = ("signed", "abs")

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..viz.circuit_data import CircuitPicture, CurvePoint, EdgeRow, Example, Metric, Node
-from ..viz.circuit_dot import circuit_dot
-from ..viz.circuit_page import circuit_page
-from ..viz.circuit_svg import circuit_svg
+from ..viz.circuit.data import CircuitPicture, CurvePoint, EdgeRow, Example, Metric, Node
+from ..viz.circuit.dot import circuit_dot
+from ..viz.circuit.page import circuit_page
+from ..viz.circuit.svg import circuit_svg
 from .graph import name
 
 

@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from ..core.families import ModelView
 from .ablation import Ablator, Kept
-from .attribution import Attribution
 from .graph import Graph
 from .pairs import Pairs, logit_difference, only_last
+from .scores import Attribution
 
 
 def patch(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -32,7 +32,7 @@ def command(
     """
     from ..core.errors import ExciseError
     from ..core.loading import model_folder
-    from ..correction.apply import apply_edit
+    from ..edits.apply import apply_edit
 
     if output is None:
         raise ExciseError("an edited model is a new folder: give -o FOLDER")

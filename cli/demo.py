@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -58,10 +58,10 @@ def command(
     perplexity is measured on text that is on every machine. Then takes a behaviour out of the
     model, and prints the verdict of its report card. Opens no network.
     """
+    from ..core.files.output import whole_folder
     from ..core.loading import load_model
-    from ..core.output import whole_folder
     from ..lrp.run import score
-    from ..prune.cut import select
+    from ..prune.mask import select
     from .correct_run import write_card
 
     def step(text: str) -> None:
@@ -173,8 +173,8 @@ _HEADERS = ("model", "heads cut", "IOI accuracy", "logit difference", "perplexit
 
 def _prompts(tokenizer: Any, n: int, seed: int) -> "tuple[list[Sample], list[Sample]]":
     """Return n prompts to score, and n with other names and templates to test on."""
-    from ..circuits.ioi import ioi_prompts
     from ..core.data import encode_prompts
+    from ..tasks.ioi import ioi_prompts
 
     fitting = ioi_prompts(tokenizer, n, seed)
     testing = ioi_prompts(tokenizer, n, seed, "test")
@@ -182,9 +182,9 @@ def _prompts(tokenizer: Any, n: int, seed: int) -> "tuple[list[Sample], list[Sam
 
 
 def _measure(name: str, heads_cut: int, loaded: Any, testing: Any) -> Row:
+    from ..core.documents import builtin_text
     from ..eval.choice import choice_accuracy
     from ..eval.perplexity import perplexity
-    from ..eval.text import builtin_text
 
     most = getattr(loaded.model.config, "max_position_embeddings", WINDOW)
     text = perplexity(loaded.model, loaded.tokenizer, builtin_text(), min(WINDOW, most), WINDOWS)

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
 
 def diff_edits(a: Path, b: Path) -> tuple[dict[str, Any], list[str]]:
     """Compare two edits: as JSON values, and as lines for a terminal."""
-    from ..correction.compose import diff, named
-    from ..correction.edit import Edit
+    from ..edits.compose import diff, named
+    from ..edits.edit import Edit
 
     one, other = Edit.from_pretrained(a), Edit.from_pretrained(b)
     found = diff(one, other)
@@ -71,8 +71,8 @@ DIFFS: dict[str, Callable[[Path, Path], tuple[dict[str, Any], list[str]]]] = {
 @shared.json_option
 def command(a: Path, b: Path, top: int, as_json: bool) -> None:
     """Print what sets two circuits or two edits A and B apart."""
-    from ..core.artefact import read_config
     from ..core.errors import ExciseError
+    from ..core.files.artefact import read_config
 
     kinds = [read_config(path).get("kind") or "a model" for path in (a, b)]
     if kinds[0] != kinds[1] or kinds[0] not in DIFFS:

@@ -4,7 +4,7 @@ import platform
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -16,7 +16,7 @@ def command(as_json: bool) -> None:
     import psutil
     import torch
 
-    from ..core.artefact import versions
+    from ..core.files.artefact import versions
     from ..core.loading import cache_folder
     from ..core.memory import readable
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -156,8 +156,8 @@ def _metrics(options: dict[str, Any]) -> "list[Metric]":
 
 
 def _perplexity(options: dict[str, Any]) -> "list[Metric]":
+    from ..core.documents import read_documents
     from ..eval.perplexity import Perplexity
-    from ..eval.text import read_documents
 
     source, limit, window = (options[name] for name in ("perplexity", "limit", "window"))
     if source is None:
@@ -169,9 +169,9 @@ def _perplexity(options: dict[str, Any]) -> "list[Metric]":
 
 
 def _toxicity(options: dict[str, Any]) -> "list[Metric]":
-    from ..eval.generation import Decoding
+    from ..core.documents import read_texts
+    from ..core.generation import Decoding
     from ..eval.scorers import get_scorer
-    from ..eval.text import read_texts
     from ..eval.toxicity import Toxicity
 
     if options["toxicity"] is None:
@@ -198,8 +198,8 @@ def _repetition(options: dict[str, Any]) -> "list[Metric]":
 
 
 def _tasks(options: dict[str, Any]) -> "list[Metric]":
-    from ..circuits.tasks import get_task, task_prompts
     from ..eval.choice import TaskAccuracy
+    from ..tasks.registry import get_task, task_prompts
 
     def generator(task: str) -> Any:
         get_task(task)
@@ -227,10 +227,10 @@ def _zero_shot(options: dict[str, Any]) -> "list[Metric]":
 
 def _attribution(path: Path) -> frozenset[str]:
     """Return the hashes of the prompts in a file, or of those a folder was made with."""
+    from ..core.documents import read_texts
     from ..core.errors import ExciseError
     from ..core.provenance import seen_in
     from ..core.texts import line_hashes, text_hash
-    from ..eval.text import read_texts
 
     if not path.is_dir():
         texts = read_texts(str(path))
@@ -242,8 +242,8 @@ def _attribution(path: Path) -> frozenset[str]:
 
 
 def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> None:
-    from ..core.artefact import SCHEMA, versions
-    from ..core.output import whole_folder
+    from ..core.files.artefact import SCHEMA, versions
+    from ..core.files.output import whole_folder
     from ..eval.gate import junit
     from ..eval.report_page import report_page
     from ..viz.page import write_page
@@ -264,7 +264,7 @@ def _write(report: "Report", output: Path, overwrite: bool, show_text: bool) -> 
 
 def _write_units(evaluation: "Evaluation", folder: Path, show_text: bool) -> None:
     """Write per-unit values, a JSONL file per outcome, the model's name in each row."""
-    from ..core.json_text import finite
+    from ..core.files.json_text import finite
 
     folder.mkdir(parents=True)
     for name, outcome in evaluation.outcomes.items():

@@ -2,7 +2,7 @@
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -35,7 +35,7 @@ def table(kind: str) -> dict[str, str]:
 
         return {name: f"{c.summary} ({c.source})" for name, c in CRITERIA.items()}
     if kind == "unit-criteria":
-        from ..prune.units import UNIT_CRITERIA
+        from ..prune.structured.units import UNIT_CRITERIA
 
         return {
             name: f"{c.summary} ({c.source}): {', '.join(c.components)}"
@@ -62,7 +62,7 @@ def table(kind: str) -> dict[str, str]:
 
         return {str(name): f"replaced by {words}" for name, words in ABLATIONS.items()}
     if kind == "planted":
-        from ..circuits.testbed import CIRCUITS
+        from ..circuits.testbed.planted import CIRCUITS
 
         return CIRCUITS
     if kind == "scorers":
@@ -73,7 +73,7 @@ def table(kind: str) -> dict[str, str]:
         from ..eval.policy import BOUNDS
 
         return {**BOUNDS, "equivalence": "and it changes by no more than max_increase either way"}
-    from ..circuits.tasks import TASKS
+    from ..tasks.registry import TASKS
 
     return {
         name: f"{task.summary}; counterfactuals: {', '.join(task.counterfactuals)}"

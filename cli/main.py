@@ -10,7 +10,7 @@ import click
 
 from .. import __version__
 from ..core.errors import ExciseError
-from ..core.escape import one_line
+from ..core.files.escape import one_line
 from .terminal import say
 from .words import strict
 

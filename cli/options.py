@@ -103,7 +103,7 @@ def check_output(output: Path, overwrite: bool, kind: str, in_place: bool = Fals
         kind: What will be written.
         in_place: Whether the output may be the model that is read.
     """
-    from ..core.output import check_output
+    from ..core.files.output import check_output
 
     context = click.get_current_context()
     reads = list(_reads(context.command.params, context.params))
@@ -166,9 +166,9 @@ class Source:
 
     def check(self) -> None:
         """Refuse a missing or broken source before a model is loaded."""
-        from ..circuits.tasks import get_task
         from ..core.data import read_prompts
-        from ..core.reading import read_text
+        from ..core.files.reading import read_text
+        from ..tasks.registry import get_task
 
         if self.kind in ("text", "prompts"):
             (read_text if self.kind == "text" else read_prompts)(self.name)
@@ -191,7 +191,7 @@ class Source:
 
     def _texts(self) -> list[str]:
         from ..core.data import dataset_text
-        from ..core.reading import read_text
+        from ..core.files.reading import read_text
 
         # documents: enough for n samples of most texts
         return (
@@ -199,8 +199,8 @@ class Source:
         )
 
     def _prompts(self, tokenizer: Any) -> "Sequence[Prompt]":
-        from ..circuits.tasks import task_prompts
         from ..core.data import read_prompts
+        from ..tasks.registry import task_prompts
 
         if self.kind == "task":
             return task_prompts(self.name, tokenizer, self.n, self.seed)

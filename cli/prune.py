@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
-from .calibration import Calibration
+from .calibration import calibration_of
 from .prune_options import CHANGES, check_options
 from .terminal import say
 
@@ -84,7 +84,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     is smaller, unless --zero. With --compare or --sweep nothing is written but a table.
     """
     from ..core.errors import ExciseError, unknown_name
-    from ..core.output import progress_of
+    from ..core.files.output import progress_of
 
     parts = ("weights", "neurons", "heads", "layers")
     if options["components"] not in parts:
@@ -167,10 +167,10 @@ def _table(
     options: dict[str, Any],
 ) -> None:
     """Compare recipes, or sparsities, or both."""
+    from ..core.documents import BUILTIN, read_documents
     from ..core.provenance import Seen
     from ..core.texts import line_hashes, near
     from ..eval.perplexity import Perplexity
-    from ..eval.text import BUILTIN, read_documents
     from ..prune.plan import plan
     from .prune_table import measure_all, write_table
 
@@ -234,19 +234,13 @@ def recipe_of(options: dict[str, Any], name: str) -> "Recipe":
     return recipe
 
 
-def calibration_of(options: dict[str, Any]) -> Calibration:
-    """Return what to calibrate on."""
-    names = ("calibration", "samples", "length", "seed")
-    return Calibration(*(options[name] for name in names))
-
-
 def _listed(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _share(text: str) -> float:
     from ..core.errors import ExciseError, shown
-    from ..core.numbers import number
+    from ..core.files.numbers import number
 
     found = number(text)
     if found is None:

@@ -72,8 +72,8 @@ def check_units(options: dict[str, Any]) -> None:
         ExciseError: No sparsity, or one out of range; unknown names.
     """
     from ..core.errors import ExciseError, unknown_name
-    from ..prune.cut import RANKS, check_sparsity
-    from ..prune.units import get_unit_criterion
+    from ..prune.mask import RANKS, check_sparsity
+    from ..prune.structured.units import get_unit_criterion
 
     if options["rank"] not in RANKS:
         raise unknown_name("rank", options["rank"], RANKS)

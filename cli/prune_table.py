@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from .options import aligned
 from .terminal import say
 
@@ -43,7 +43,7 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        from ..core.json_text import finite
+        from ..core.files.json_text import finite
 
         outcome = self.dense["perplexity"]
 
@@ -136,8 +136,8 @@ def measure_all(
 
 def write_table(found: Table, output: Path | None, overwrite: bool, as_json: bool) -> None:
     """Print the table, and write it to a folder with a page."""
-    from ..core.artefact import SCHEMA, versions
-    from ..core.output import whole_folder
+    from ..core.files.artefact import SCHEMA, versions
+    from ..core.files.output import whole_folder
     from ..viz.page import write_page
 
     if output is not None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .prune_options import check_units
 from .terminal import say
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..core.families import ModelView
     from ..core.loading import Loaded
     from ..lrp.relevance import Relevance
-    from ..prune.cut import Mask
+    from ..prune.mask import Mask
 
 DEFAULT_UNIT_CRITERION = {"neurons": "lrp", "heads": "lrp", "layers": "block-influence"}
 """How units are scored unless the user says otherwise; of neurons, the best measured."""
@@ -64,7 +64,7 @@ Done: TypeAlias = "tuple[Loaded, Mask, str, dict[str, Any], dict[str, Any]]"
 
 def _zero_by(relevance: "Relevance", as_json: bool, options: dict[str, Any]) -> "Done | None":
     """Set what a relevance ranks lowest to zero; a dry run needs no model."""
-    from ..prune.cut import select
+    from ..prune.mask import select
 
     mask = select(relevance, options["components"], options["sparsity"], options["rank"])
     result = _result(mask, options)
@@ -82,11 +82,11 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     from ..core.families import ModelView
     from ..core.memory import peak, readable
     from ..core.provenance import Seen
-    from ..prune.compensation import check_biases, mean_inputs_of
-    from ..prune.shrink import check_shrink, shrink
-    from ..prune.size import parameters_left, parameters_of
-    from ..prune.units import forecast, get_unit_criterion
-    from .prune import calibration_of
+    from ..prune.structured.compensation import check_biases, mean_inputs_of
+    from ..prune.structured.shrink import check_shrink, shrink
+    from ..prune.structured.size import parameters_left, parameters_of
+    from ..prune.structured.units import forecast, get_unit_criterion
+    from .calibration import calibration_of
 
     component, size = options["components"], options["batch_size"]
     zero, compensate = options["zero"], options["compensate"]
@@ -143,9 +143,9 @@ def _choose(
 ) -> "Mask":
     """Choose what stays: of each layer the same number, or with `--zero` compared over all."""
     from ..core.provenance import Seen
-    from ..prune.cut import select_overall
-    from ..prune.shrink import select_uniform
-    from ..prune.units import unit_scores
+    from ..prune.mask import select_overall
+    from ..prune.structured.shrink import select_uniform
+    from ..prune.structured.units import unit_scores
 
     component, sparsity = options["components"], options["sparsity"]
     if relevance:
@@ -172,7 +172,7 @@ def _load(relevance: "Relevance | None", options: dict[str, Any]) -> "Loaded":
 
 
 def _result(mask: "Mask", options: dict[str, Any]) -> dict[str, Any]:
-    from ..prune.cut import check_effect
+    from ..prune.mask import check_effect
 
     check_effect(mask, options["sparsity"])
     asked = {"components": options["components"], "asked": options["sparsity"]}

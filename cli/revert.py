@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -32,8 +32,8 @@ def command(
     """
     from ..core.errors import ExciseError
     from ..core.loading import model_folder
-    from ..correction.apply import revert
-    from ..correction.edit import Edit
+    from ..edits.apply import revert
+    from ..edits.edit import Edit
 
     if output is None:
         raise ExciseError("a reverted model is a new folder: give -o FOLDER")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -46,8 +46,8 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     """
     from ..core.data import check_length
     from ..core.errors import ExciseError
+    from ..core.files.output import progress_of
     from ..core.memory import peak, readable
-    from ..core.output import progress_of
     from ..lrp.methods import check_aggregate, get_method
     from ..lrp.run import choose_batch_size, forecast, score
     from ..lrp.targets import get_target
@@ -96,7 +96,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
 
 def _positive(text: str) -> int:
     from ..core.errors import ExciseError, shown
-    from ..core.numbers import whole_number
+    from ..core.files.numbers import whole_number
 
     found = whole_number(text)
     if found is None or found < 1:

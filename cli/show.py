@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import first_line, shown
-from ..core.json_text import json_text
-from ..core.reading import as_path, is_name
+from ..core.files.json_text import json_text
+from ..core.files.reading import as_path, is_name
 from . import options as shared
 from .show_circuit import WRITTEN, show_circuit
 from .show_edit import show_edit
@@ -53,8 +53,8 @@ def command(
 
     Relevance and circuits can be drawn as one HTML file.
     """
-    from ..core.artefact import read_config
     from ..core.errors import ExciseError
+    from ..core.files.artefact import read_config
     from ..lrp.relevance import Relevance
 
     if top < 1 or rank not in ("abs", "signed"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
@@ -51,7 +51,7 @@ def export(circuit: "Circuit", kind: str, path: Path, overwrite: bool = False) -
     """
     from ..circuits import page
     from ..circuits.exchange import write_eap_ig
-    from ..core.output import whole_file
+    from ..core.files.output import whole_file
 
     if kind == "eap_ig":
         write_eap_ig(circuit, path, overwrite)

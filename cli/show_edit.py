@@ -4,18 +4,18 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .terminal import say
 
 
 if TYPE_CHECKING:
-    from ..correction.edit import Edit
+    from ..edits.edit import Edit
 
 
 def show_edit(folder: Path, top: int, as_json: bool) -> None:
     """Print an edit: what it scales, where, for which checkpoint, and how it was found."""
-    from ..correction.edit import Edit
+    from ..edits.edit import Edit
 
     edit = Edit.from_pretrained(folder)
     if as_json:
@@ -58,7 +58,7 @@ def by_layer(edit: "Edit") -> str:
 
 def strongest(edit: "Edit") -> list[tuple[str, str]]:
     """List components, those furthest from what they were first."""
-    from ..correction.compose import components, named
+    from ..edits.compose import components, named
 
     found = components(edit)
     order = sorted(found, key=lambda key: -abs(found[key] - 1))

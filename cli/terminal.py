@@ -2,7 +2,7 @@
 
 import click
 
-from ..core.escape import plain
+from ..core.files.escape import plain
 
 
 def say(text: object = "", err: bool = False) -> None:

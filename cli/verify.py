@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..core.json_text import json_text
+from ..core.files.json_text import json_text
 from . import options as shared
 from .evaluate import GATE_NOT_MET
 from .terminal import say
@@ -22,8 +22,8 @@ def command(model: str, edit: Path | None, revision: str | None, as_json: bool) 
     Every tensor is compared; configs and tokenizer are not. Exit code 3 if it does not hold.
     """
     from ..core.loading import model_folder
-    from ..correction.edit import Edit
-    from ..correction.verify import verify
+    from ..edits.edit import Edit
+    from ..edits.verify import verify
 
     witness = Edit.from_pretrained(edit) if edit else None
     found = verify(model_folder(model, revision), witness)

@@ -7,8 +7,8 @@ import click
 from click.types import FloatParamType, IntParamType
 
 from ..core.errors import ExciseError, shown
-from ..core.numbers import number, whole_number
-from ..core.reading import as_path
+from ..core.files.numbers import number, whole_number
+from ..core.files.reading import as_path
 
 
 class Whole(IntParamType):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ExciseError, first_line, shown, unknown_name
-from .reading import lines_of, parse_json, read_text
+from .files.reading import lines_of, parse_json, read_text
 from .texts import Lines, text_hash
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from .artefact import read_config
-from .json_text import json_text
+from .files.artefact import read_config
+from .files.json_text import json_text
+from .files.output import whole_folder
 from .loading import Loaded
-from .output import whole_folder
 from .provenance import EDITS, KEY, NOT_TOLD, RECIPE, Seen, record_of, seen_in
 
 

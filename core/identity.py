@@ -4,8 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-from .artefact import versions
 from .errors import ExciseError
+from .files.artefact import versions
 
 
 def model_hash(model: Any) -> str:

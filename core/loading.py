@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .artefact import damage, read_config
 from .errors import ExciseError, first_line, shown
-from .output import settled, whole_folder
-from .reading import as_path
-from .schema import TEXT, check, maybe, whole
+from .files.artefact import damage, read_config
+from .files.output import settled, whole_folder
+from .files.reading import as_path
+from .files.schema import TEXT, check, maybe, whole
 
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ExciseError
-from .output import scratch_folder
-from .reading import shard_names
+from .files.output import scratch_folder
+from .files.reading import shard_names
 
 
 if TYPE_CHECKING:

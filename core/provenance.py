@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artefact import damage
 from .errors import ExciseError
-from .reading import read_json
-from .schema import TEXT, check
+from .files.artefact import damage
+from .files.reading import read_json
+from .files.schema import TEXT, check
 from .texts import DIGITS
 
 

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.escape import markdown
-from ..core.json_text import finite
+from ..core.files.escape import markdown
+from ..core.files.json_text import finite
 from ..core.statistics import Measure, short
 from ..eval.compare import Comparison
 from ..eval.report import Table, markdown_table
 from .controls import Band
+from .data.target import Judgement
 from .dose import percent
 from .proof import Card
-from .target import Judgement
 
 
 NOT_SAID = (
@@ -141,13 +141,14 @@ DURABILITY_NOTE = (
 def controls_table(card: Card) -> Table:
     """The edit among the random ones."""
     assert card.controls
+    failed = card.controls.failed
 
     def row(what: str, band: Band) -> list[str]:
         low, high = band.band
         mean = sum(band.random) / len(band.random)
         return [what, f"{100 * band.edit:+.2f} %", f"{100 * mean:+.2f} %",
                 f"{100 * low:+.2f} to {100 * high:+.2f} %", f"{100 * max(band.random):+.2f} %",
-                str(len(band.random)), short(band.p(card.controls.failed))]  # fmt: skip
+                str(len(band.random)), short(band.p(failed))]  # fmt: skip
 
     rows = [
         row("behaviour gone", card.controls.gain),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from ..edits.changes import Unit
 from ..eval.report_page import report_sections
 from ..viz.chart import Point, Series, line_chart
 from ..viz.heatmap import heatmap
@@ -20,7 +21,6 @@ from .card import (
     layers_table,
     summary_table,
 )
-from .changes import Unit
 from .dose import Dose, DoseResponse, factor_text
 from .proof import Card
 

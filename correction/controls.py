@@ -16,12 +16,12 @@ from torch import Tensor
 from ..core.errors import ExciseError
 from ..core.families import ModelView
 from ..core.loading import Loaded
+from ..edits.changes import Layout, Unit
+from ..edits.edit import Edit
 from ..eval.outcome import Metric
 from ..eval.run import Evaluation, evaluate
-from .changes import Layout, Unit
+from .data.target import Judgement
 from .dose import PERPLEXITY
-from .edit import Edit
-from .target import Judgement
 
 
 CONTROLS = 20

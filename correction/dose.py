@@ -13,11 +13,11 @@ from typing import Any, Literal
 from ..core.errors import ExciseError
 from ..core.loading import Loaded
 from ..core.statistics import Measure
+from ..edits.edit import Edit
 from ..eval.outcome import Metric
 from ..eval.perplexity import Perplexity
 from ..eval.run import Evaluation, evaluate
-from .edit import Edit
-from .target import Judgement, Target
+from .data.target import Judgement, Target
 
 
 SIZES = (10, 30, 100, 300, 1000)

@@ -20,14 +20,14 @@ from torch.nn.functional import cross_entropy
 from ..core.data import Sample, batches
 from ..core.errors import ExciseError, first_line, look_up
 from ..core.families import family_of
+from ..core.files.output import scratch_folder
 from ..core.loading import Loaded, LoadOptions, cache_folder, load_model
-from ..core.output import scratch_folder
 from ..core.statistics import Measure
+from ..edits.edit import Edit
 from ..eval.outcome import Metric
 from ..eval.run import Evaluation, evaluate
+from .data.target import Judgement
 from .dose import PERPLEXITY
-from .edit import Edit
-from .target import Judgement
 
 
 STEPS, RATE, BATCH = 20, 1e-5, 4

@@ -13,10 +13,10 @@ from ..eval.outcome import Metric
 from ..eval.run import forecast
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.run import activation_bytes
-from .contrast_sources import SEEDS
-from .contrast_weights import MLP_MATRICES, matching
-from .learned import PAIRS, TEXTS
-from .material import Material
+from .data.material import Material
+from .ranking.learned import PAIRS, TEXTS
+from .ranking.sources import SEEDS
+from .ranking.weights import MLP_MATRICES, matching
 
 
 TRIAL = 128

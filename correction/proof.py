@@ -10,19 +10,19 @@ from torch import Tensor
 from ..core.data import Sample
 from ..core.errors import ExciseError, shown
 from ..core.families import ModelView
+from ..core.files.numbers import amount
 from ..core.loading import Loaded
-from ..core.numbers import amount
 from ..core.statistics import Measure, short
+from ..edits.edit import Edit
 from ..eval.gate import Check, check_gate
 from ..eval.outcome import Metric
 from ..eval.policy import RARE, REQUIRED, Rule, parse_policy
 from ..eval.report import Report
 from ..eval.run import Evaluation, evaluate
 from .controls import CONTROLS, Controls, measure_controls, random_edits
+from .data.target import Judgement, Target
 from .dose import DoseResponse
 from .durability import Durability, durability
-from .edit import Edit
-from .target import Judgement, Target
 
 
 CONFIDENCE = 0.95

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core import progress
 from ..core.data import Sample
-from ..core.progress import Config, Tensors
-from .behaviour import BehaviourSet
-from .contrast import Contrast
-from .contrast_weights import WeightContrast
-from .edit import Edit
+from ..core.files import progress
+from ..core.files.progress import Config, Tensors
+from ..edits.edit import Edit
+from .data.behaviour import BehaviourSet
+from .ranking.contrast import Contrast
+from .ranking.weights import WeightContrast
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.errors import ExciseError
-from .behaviour import BehaviourSet
-from .contrast import Contrast
-from .contrast_sources import SEEDS, relevances
-from .edit import Edit
+from ..edits.edit import Edit
+from .data.behaviour import BehaviourSet
+from .ranking.contrast import Contrast
+from .ranking.sources import SEEDS, relevances
 
 
 Vector = Float[Tensor, " units"]

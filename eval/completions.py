@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from ..core.data import Sample, check_length
 from ..core.errors import ExciseError
+from ..core.generation import Decoding, complete, end_tokens
 from ..core.loading import Loaded
 from ..core.texts import text_hash
-from .generation import Decoding, complete, end_tokens
 from .outcome import Metric, Plan, Row
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError, shown, unknown_name
-from ..core.numbers import amount
-from ..core.plain_yaml import parse_yaml
-from ..core.reading import read_text
+from ..core.files.numbers import amount
+from ..core.files.plain_yaml import parse_yaml
+from ..core.files.reading import read_text
 
 
 BOUNDS = {

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from ..core.generation import Decoding
 from ..core.loading import Loaded
 from ..core.statistics import Statistic
 from .completions import CompletionMetric, decoded
-from .generation import Decoding
 from .outcome import Outcome, Plan, Row, column
 
 

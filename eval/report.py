@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from ..core.escape import markdown
-from ..core.json_text import finite
+from ..core.files.escape import markdown
+from ..core.files.json_text import finite
 from ..core.statistics import Measure, short
 from .compare import Comparison, compare
 from .gate import Gate

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.errors import ExciseError, first_line, look_up
-from ..core.reading import as_path
+from ..core.files.reading import as_path
 
 
 _TRIAL = ("The train to the coast leaves at nine.", "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError
-from ..core.reading import parse_json
+from ..core.files.reading import parse_json
 
 
 class Store:

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.artefact import damage, read_artefact, write_artefact
 from ..core.errors import ExciseError
-from ..core.escape import markdown
+from ..core.files.artefact import damage, read_artefact, write_artefact
+from ..core.files.escape import markdown
+from ..core.files.schema import TEXT, Array, check_tensors, whole
 from ..core.identity import model_hash
 from ..core.provenance import Seen
-from ..core.schema import TEXT, Array, check_tensors, whole
 from ..core.statistics import LEVEL, mean_interval
 
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
+from ..core.files.progress import Progress
 from ..core.identity import identity_of
 from ..core.memory import available, held_with, readable, resident
-from ..core.progress import Progress
 from ..core.provenance import KEY, Seen
 from .fitter import RelevanceFitter
 from .relevance import Relevance

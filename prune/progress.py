@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import ExciseError, first_line
-from ..core.output import remove_progress
-from ..core.progress import check_same, digests
-from ..core.reading import read_json
+from ..core.files.output import remove_progress
+from ..core.files.progress import check_same, digests
+from ..core.files.reading import read_json
 
 
 class Progress:

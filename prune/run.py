@@ -20,8 +20,8 @@ from ..core.provenance import Seen
 from .calibrate import passes, survey
 from .choice import Choice, check_fit, decide, linears_of, survey_needs
 from .criteria import get_criterion
-from .cut import Mask
 from .inputs import Inputs
+from .mask import Mask
 from .packed import PackedMasks
 from .progress import Progress
 from .recipe import SPARSEGPT, Recipe

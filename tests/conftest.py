@@ -99,8 +99,8 @@ def tiny_opt() -> Any:
 
 def words() -> Sequence[str]:
     """List the words of the IOI task, and a few of every other task and split, in a fixed order."""
-    from excise.circuits.ioi import OBJECTS, TEMPLATES
-    from excise.circuits.words import NAMES, PLACES
+    from excise.tasks.ioi import OBJECTS, TEMPLATES
+    from excise.tasks.vocabulary import NAMES, PLACES
 
     frame = " ".join(TEMPLATES["train"]).replace("{", " {")
     frame = "".join(c if c.isalnum() else " " for c in frame)
@@ -110,10 +110,10 @@ def words() -> Sequence[str]:
 
 
 def _task_words() -> Iterator[str]:
-    from excise.circuits.drawing import SPLITS
-    from excise.circuits.facts import CAPITALS
-    from excise.circuits.greater_than import COUNTS
-    from excise.circuits.words import NAMES, NOUNS
+    from excise.tasks.factual_recall import CAPITALS
+    from excise.tasks.generator import SPLITS
+    from excise.tasks.greater_than import COUNTS
+    from excise.tasks.vocabulary import NAMES, NOUNS
 
     yield from ("he", "she", "is", "are", *COUNTS.numbers[:8])
     for split in SPLITS:

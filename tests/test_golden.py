@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from excise.circuits.ioi import ioi_prompts
 from excise.cli.main import group
+from excise.tasks.ioi import ioi_prompts
 
 
 RECORDED = Path(__file__).with_name("golden.json")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.output import whole_file
+from ..core.files.output import whole_file
 from .style import stylesheet
 from .text import escape
 

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from excise.circuits.ablation import Ablator, Kept
-from excise.circuits.attribution import Attribution, attribute
+from excise.circuits.attribution import attribute
 from excise.circuits.graph import Graph
 from excise.circuits.methods import CIRCUIT_METHODS, CircuitMethod
 from excise.circuits.pairs import Pairs, logit_difference, only_last
 from excise.circuits.patching import expand
 from excise.circuits.probe import Probe, run
+from excise.circuits.scores import Attribution
 from excise.circuits.writers import head_outputs
 from excise.core.data import Sample, collate
 from excise.core.errors import ExciseError

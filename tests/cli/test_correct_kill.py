@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excise.circuits.ioi import ioi_prompts
+from excise.tasks.ioi import ioi_prompts
 
 
 KINDS = ("llama-gqa", "opt")
@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from excise.cli import correct_run
 from excise.cli.correct import command
 from excise.core import artefact
-from excise.core.artefact import read_artefact
-from excise.core.output import check_output
+from excise.core.files.artefact import read_artefact
+from excise.core.files.output import check_output
 from excise.core.loading import load_model
-from excise.correction.edit import Edit
-from excise.core.progress import KIND
+from excise.edits.edit import Edit
+from excise.core.files.progress import KIND
 from excise.core import bootstrap
 from excise.eval.repetition import Repetition
 from tqdm import tqdm

@@ -14,8 +14,8 @@ import torch
 from click.testing import CliRunner, Result
 from excise.cli import apply, diff, revert, show, verify
 from excise.core.errors import ExciseError
-from excise.correction.apply import bind
-from excise.correction.edit import Edit
+from excise.edits.apply import bind
+from excise.edits.edit import Edit
 
 
 Folder = Callable[[str], Path]

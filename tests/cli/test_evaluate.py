@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from excise.circuits.ioi import ioi_prompts
 from excise.cli.evaluate import command
+from excise.tasks.ioi import ioi_prompts
 from safetensors.torch import load_file, save_file
 
 

@@ -11,10 +11,10 @@ import pytest
 from click.testing import Result
 from excise.core.provenance import Seen
 from excise.core.texts import text_hash
-from excise.correction.apply import apply_edit, bind
-from excise.correction.compose import compose
-from excise.correction.edit import Edit
-from excise.correction.seal import checksum
+from excise.edits.apply import apply_edit, bind
+from excise.edits.compose import compose
+from excise.edits.edit import Edit
+from excise.edits.seal import checksum
 
 
 Run = Callable[..., Result]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from excise.core.generation import complete
 from excise.eval import completions, perplexity, run
-from excise.eval.generation import complete
 
 
 Run = Callable[..., Result]

@@ -14,11 +14,11 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from excise.circuits.ioi import ioi_prompts
 from excise.cli.main import group
 from excise.core.errors import ExciseError
-from excise.core.progress import Progress, digests
-from excise.correction.recipes import BEHAVIOURS
+from excise.core.files.progress import Progress, digests
+from excise.correction.data.recipes import BEHAVIOURS
+from excise.tasks.ioi import ioi_prompts
 
 
 PLACES = {

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from excise.circuits.circuit import Circuit
 from excise.cli import options as shared
 from excise.cli.main import group
-from excise.core.output import check_output
-from excise.correction.apply import bind
-from excise.correction.edit import Edit
+from excise.core.files.output import check_output
+from excise.edits.apply import bind
+from excise.edits.edit import Edit
 
 
 Folder = Callable[[str], Path]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 from excise.core.families import ModelView
-from excise.prune.cut import Mask
+from excise.prune.mask import Mask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

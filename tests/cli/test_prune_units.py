@@ -13,9 +13,9 @@ from excise.cli.prune import command
 from excise.cli.prune_options import OF_RECIPES
 from excise.cli.prune_units import DEFAULT_UNIT_CRITERION
 from excise.core.families import ModelView
-from excise.prune.cut import Mask
-from excise.prune.shrink import STRUCTURED
-from excise.prune.units import UNIT_CRITERIA
+from excise.prune.mask import Mask
+from excise.prune.structured.shrink import STRUCTURED
+from excise.prune.structured.units import UNIT_CRITERIA
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

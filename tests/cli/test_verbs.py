@@ -129,8 +129,7 @@ def test_ls_reads_the_tables(excise: Run):
     from excise.circuits.ablation import ABLATIONS
     from excise.circuits.levels import LEVELS
     from excise.circuits.methods import CIRCUIT_METHODS
-    from excise.circuits.tasks import TASKS
-    from excise.circuits.testbed import CIRCUITS
+    from excise.circuits.testbed.planted import CIRCUITS
     from excise.core.families import FAMILIES
     from excise.eval.policy import BOUNDS
     from excise.eval.scorers import SCORERS
@@ -139,7 +138,8 @@ def test_ls_reads_the_tables(excise: Run):
     from excise.prune.criteria import CRITERIA
     from excise.prune.recipe import RECIPES
     from excise.prune.scopes import SCOPES
-    from excise.prune.units import UNIT_CRITERIA
+    from excise.prune.structured.units import UNIT_CRITERIA
+    from excise.tasks.registry import TASKS
 
     tables: dict[str, Any] = {
         "families": FAMILIES,

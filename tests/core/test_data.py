@@ -21,7 +21,7 @@ from excise.core.data import (
     single_token,
 )
 from excise.core.errors import ExciseError
-from excise.core.reading import read_text
+from excise.core.files.reading import read_text
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,10 +12,10 @@ from excise import ExciseError, LRPScope
 from excise.circuits.weights import only_weights
 from excise.core.families import ModelView
 from excise.core.frozen import frozen
-from excise.correction.edit import Edit
+from excise.edits.edit import Edit
 from excise.lrp.attention import ACTIVE
 from excise.lrp.difference import DifferenceScope
-from excise.prune.cut import Mask
+from excise.prune.mask import Mask
 
 
 IDS = torch.tensor([[5, 17, 3, 29, 11]])

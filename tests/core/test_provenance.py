@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from excise.circuits.find import find_circuit
-from excise.circuits.ioi import ioi_prompts
 from excise.circuits.pairs import encode_pairs
 from excise.circuits.search import Parts, Search
 from excise.core.data import Sample, batches, encode_continuations, encode_prompts, encode_texts
@@ -23,11 +22,12 @@ from excise.eval.gate import check_gate
 from excise.eval.policy import parse_policy
 from excise.eval.run import evaluate
 from excise.lrp.run import score
-from excise.prune.cut import Mask, select
+from excise.prune.mask import Mask, select
 from excise.prune.recipe import get_recipe
 from excise.prune.run import prune_weights
-from excise.prune.shrink import select_uniform, shrink
-from excise.prune.units import unit_scores
+from excise.prune.structured.shrink import select_uniform, shrink
+from excise.prune.structured.units import unit_scores
+from excise.tasks.ioi import ioi_prompts
 
 
 Folder = Callable[[str], Path]

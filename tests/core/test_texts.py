@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from excise.circuits.tasks import TASKS, task_prompts
 from excise.core.texts import DIGITS, WORDS, Lines, folded, groups, line_hashes, near, text_hash
+from excise.tasks.registry import TASKS, task_prompts
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from excise.circuits.ioi import ioi_prompts
 from excise.core.errors import ExciseError
+from excise.core.generation import Decoding
 from excise.core.identity import model_hash
 from excise.core.loading import Loaded
 from excise.correction.controls import Band, measure_controls, random_edits
-from excise.correction.edit import Edit
-from excise.correction.recipes import toxicity_target
-from excise.eval.generation import Decoding
+from excise.correction.data.recipes import toxicity_target
+from excise.edits.edit import Edit
 from excise.eval.perplexity import Perplexity
 from excise.eval.run import evaluate
 from excise.eval.scorers import Scorer
+from excise.tasks.ioi import ioi_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

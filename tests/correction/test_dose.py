@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from excise.circuits.ioi import ioi_prompts
 from excise.core.errors import ExciseError
+from excise.core.generation import Decoding, complete
 from excise.core.identity import model_hash
 from excise.core.loading import Loaded
+from excise.correction.data.recipes import toxicity_target
 from excise.correction.dose import (
     BEYOND,
     BudgetError,
@@ -20,13 +21,12 @@ from excise.correction.dose import (
     choose_dose,
     guarded,
 )
-from excise.correction.edit import Edit
-from excise.correction.recipes import toxicity_target
-from excise.eval.generation import Decoding, complete
+from excise.edits.edit import Edit
 from excise.eval.paired import paired
 from excise.eval.perplexity import Perplexity
 from excise.eval.run import evaluate
 from excise.eval.scorers import Scorer
+from excise.tasks.ioi import ioi_prompts
 
 
 WINDOW = 32

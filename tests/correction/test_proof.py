@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from excise.circuits.ioi import ioi_prompts
 from excise.core.errors import ExciseError
+from excise.core.generation import Decoding
 from excise.core.identity import model_hash
 from excise.core.loading import Loaded
 from excise.core.texts import line_hashes, text_hash
@@ -18,23 +18,23 @@ from excise.correction import durability as durable
 from excise.correction.card import card_json, card_markdown, cut_by_layer
 from excise.correction.card_page import card_page, cut_map
 from excise.correction.controls import Band, Controls
-from excise.correction.dose import choose_dose
-from excise.correction.edit import Edit
-from excise.correction.likelihood import identity_likelihood
-from excise.correction.material import Written, divided, from_examples, from_prompts
-from excise.correction.proof import Card, control_check, parse_budgets, prove, rules_of
-from excise.correction.recipes import (
+from excise.correction.data.likelihood import identity_likelihood
+from excise.correction.data.material import Written, divided, from_examples, from_prompts
+from excise.correction.data.recipes import (
     PROMPTS,
     prompt_parts,
     repetition_parts,
     repetition_target,
     toxicity_target,
 )
-from excise.eval.generation import Decoding
+from excise.correction.dose import choose_dose
+from excise.correction.proof import Card, control_check, parse_budgets, prove, rules_of
+from excise.edits.edit import Edit
 from excise.eval.perplexity import Perplexity
 from excise.eval.policy import Rule
 from excise.eval.repetition import PROMPTS as REPETITION
 from excise.eval.scorers import Scorer
+from excise.tasks.ioi import ioi_prompts
 
 
 ODD = Scorer("odd", None, "test", lambda texts: [float(len(text) % 2) for text in texts])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from excise.core.data import Sample
 from excise.core.errors import ExciseError
-from excise.correction.behaviour import BehaviourSet
-from excise.correction.contrast import contrast
+from excise.correction.data.behaviour import BehaviourSet
+from excise.correction.ranking.contrast import contrast
 from excise.correction.selection import (
     best_damping,
     damped_edit,

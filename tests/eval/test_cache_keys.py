@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from excise.core.data import Prompt
+from excise.core.generation import Decoding
 from excise.core.identity import model_hash
 from excise.core.loading import Loaded
 from excise.core.texts import text_hash
 from excise.eval.choice import TaskAccuracy
-from excise.eval.generation import Decoding
 from excise.eval.outcome import Metric
 from excise.eval.perplexity import Perplexity
 from excise.eval.repetition import Repetition

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from excise.circuits.ioi import ioi_prompts
 from excise.core.data import Prompt, Sample, encode_prompts
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
@@ -16,6 +15,7 @@ from excise.core.texts import text_hash
 from excise.eval.choice import TaskAccuracy, choice_accuracy
 from excise.eval.outcome import Outcome
 from excise.eval.run import evaluate
+from excise.tasks.ioi import ioi_prompts
 
 
 def slow_differences(model: Any, samples: list[Sample]) -> list[float]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
-from excise.circuits.ioi import ioi_prompts
 from excise.cli.main import group
+from excise.tasks.ioi import ioi_prompts
 from safetensors.torch import load_file, save_file
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from excise.eval.generation import nucleus
+from excise.core.generation import nucleus
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

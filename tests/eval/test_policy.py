@@ -26,7 +26,7 @@ repetition: {max_decrease: .5, min_samples: 10}
 accuracy: {max_decrease: 0.02, min: 90 %}
 zero_shot: {arc_easy: {max_decrease: 1e-2}, boolq: {min_increase: 0}}
 """)  # fmt: skip
-    judged = {"statistic": "mean_toxicity", "scorer": "profanity"}
+    judged: dict[str, Any] = {"statistic": "mean_toxicity", "scorer": "profanity"}
     assert set(found) == {
         Rule("perplexity", "max_increase", 0.01, True, 0.9, 50),
         Rule("perplexity", "equivalence", 0.01, True, 0.95, 50),

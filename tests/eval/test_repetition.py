@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from excise.core.errors import ExciseError
+from excise.core.generation import Decoding
 from excise.core.loading import Loaded
 from excise.core.texts import text_hash
-from excise.eval.generation import Decoding
 from excise.eval.outcome import Outcome
 from excise.eval.repetition import (
     PROMPTS,

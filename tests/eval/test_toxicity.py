@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from excise.core.errors import ExciseError
+from excise.core.generation import Decoding, complete
 from excise.core.loading import Loaded
 from excise.core.texts import text_hash
 from excise.eval import completions
-from excise.eval.generation import Decoding, complete
 from excise.eval.outcome import Outcome, Row
 from excise.eval.run import evaluate
 from excise.eval.scorers import Scorer

@@ -197,7 +197,7 @@ def spoil_tensors(tensors: dict[str, torch.Tensor], draw: Draw) -> None:
 
 def seal_again(folder: Path) -> None:
     """Give a spoiled edit a checksum that fits."""
-    from excise.correction.seal import checksum
+    from excise.edits.seal import checksum
 
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -226,9 +226,9 @@ def site(
     tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]
 ) -> Iterator[Site]:
     """Make one artefact of every kind."""
-    from excise.circuits.ioi import ioi_prompts
-    from excise.correction.apply import apply_edit, bind
-    from excise.correction.edit import Edit
+    from excise.edits.apply import apply_edit, bind
+    from excise.edits.edit import Edit
+    from excise.tasks.ioi import ioi_prompts
     from transformers import AutoTokenizer
 
     folder, work = (tmp_path_factory.mktemp(name) for name in ("site", "work"))

@@ -8,9 +8,9 @@ import pytest
 from excise.circuits.exchange import read_eap_ig
 from excise.circuits.graph import Graph
 from excise.core.errors import ExciseError
-from excise.correction.behaviour import read_behaviour
+from excise.correction.data.behaviour import read_behaviour
 from excise.eval.policy import read_policy
-from excise.prune.cut import Mask
+from excise.prune.mask import Mask
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
-from excise.prune.shrink import STRUCTURED, select_uniform
+from excise.prune.structured.shrink import STRUCTURED, select_uniform
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

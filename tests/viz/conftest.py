@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excise.viz.circuit_data import (
+from excise.viz.circuit.data import (
     CircuitPicture,
     CurvePoint,
     EdgeRow,

@@ -1,0 +1,1 @@
+"""Models with a circuit planted by construction, and grades against it."""

@@ -1,0 +1,1 @@
+"""What a correction is made and measured with: behaviours, examples, and their parts."""

@@ -1,0 +1,1 @@
+"""Which components carry a behaviour: contrasts of relevance, and learned factors."""

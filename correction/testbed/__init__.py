@@ -1,0 +1,1 @@
+"""Models with a bad behaviour trained into known components."""

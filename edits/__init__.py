@@ -1,0 +1,1 @@
+"""Edits: a few scaled components of one checkpoint; applied, verified and reverted on disk."""

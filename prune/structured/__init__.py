@@ -1,0 +1,1 @@
+"""Structured pruning: whole neurons, heads and layers are really removed."""

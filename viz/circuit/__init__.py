@@ -1,0 +1,1 @@
+"""The page, the picture and the Graphviz text of a circuit."""
