@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="Rounds of an iterative schedule.")
 @click.option("--iterations", type=int, help="Of ADMM.")
 @click.option("--damping", type=float, help="Of the update.")
-@click.option("--weigh-tokens", is_flag=True, default=None, help="By relevance, in the update.")
 @click.option("--tune", type=int, help="Passes that fit scales and biases to the dense model.")
 @click.option(
     "--calibration",

@@ -7,7 +7,7 @@ from click.core import ParameterSource
 
 
 CHANGES = ("criterion", "scope", "order", "update", "budget", "budget_unit", "floor", "ceiling",
-           "rescore", "steps", "iterations", "damping", "weigh_tokens", "tune")  # fmt: skip
+           "rescore", "steps", "iterations", "damping", "tune")  # fmt: skip
 """Options that replace a field of the recipe."""
 OF_RECIPES = ("recipe", *CHANGES, "layer_device", "offload", "resume")
 """Options of recipes of weights."""

@@ -46,45 +46,7 @@ def owl_budgets(
     lowest, highest = min(outlier_ratios.values()), max(outlier_ratios.values())
     stretch = 2 * lam / (highest - lowest) if highest > lowest else 0.0
     levels = {n: -stretch * (ratio - lowest) for n, ratio in outlier_ratios.items()}
-    return _Budget(sizes, sparsity, floor, ceiling).level(levels, dict.fromkeys(sizes, 1.0))
-
-
-def budgets_from(
-    importance: Mapping[str, float | Tensor],
-    sparsity: float,
-    sizes: Mapping[str, int],
-    floor: Bounds = 0.0,
-    ceiling: Bounds = 1.0,
-) -> dict[str, float]:
-    """Return sparsities with what stays in proportion to importance, within bounds.
-
-    Water-filling: the kept share of a matrix is `c` times its importance, cut at its bounds, with
-    the one `c` that makes the mean sparsity, weighted by size, the one asked for. Matrices of no
-    importance share equally what the others cannot take.
-
-    Args:
-        importance: At least 0, per weight: a number, or scores whose mean is taken.
-        sparsity: Mean of the result, weighted by size.
-        sizes: Weights in each matrix.
-        floor: Least sparsity of a matrix.
-        ceiling: Highest sparsity of a matrix.
-
-    Raises:
-        ExciseError: Names that do not match, importance below 0 or not finite, or bounds on the
-            wrong side of the sparsity.
-    """
-    _same_names(importance, sizes)
-    values = {
-        n: float(v.double().mean()) if isinstance(v, Tensor) else v for n, v in importance.items()
-    }
-    for name, value in values.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise ExciseError(f"importance of {name} is {value}: give a finite number, at least 0")
-    top = max(values.values()) or 1.0
-    shares = {n: v / top if v > 1e-12 * top else 0.0 for n, v in values.items()}
-    budget = _Budget(sizes, sparsity, floor, ceiling)
-    filled = budget.level(dict.fromkeys(sizes, 1.0), shares)
-    return budget.level(filled, dict.fromkeys(sizes, 1.0))  # what no importance could take
+    return _Budget(sizes, sparsity, floor, ceiling).level(levels)
 
 
 class _Budget:
@@ -102,22 +64,18 @@ class _Budget:
         if not least - 1e-9 <= sparsity <= most + 1e-9:
             raise ExciseError(f"the bounds allow {least:.4f} to {most:.4f}, not {sparsity}")
 
-    def level(self, levels: Mapping[str, float], slopes: Mapping[str, float]) -> dict[str, float]:
-        """Return `levels + t slopes` cut at the bounds, with the t that meets the mean.
+    def level(self, levels: Mapping[str, float]) -> dict[str, float]:
+        """Return `levels + t` cut at the bounds, with the t that meets the mean.
 
         The total is linear in t between the points where a matrix meets a bound, so it is solved
-        for exactly. Where slopes of 0 keep it from being met, t is as close as it comes.
+        for exactly.
         """
 
         def at(t: float) -> dict[str, float]:
-            moved = {n: levels[n] + t * slopes[n] for n in self.sizes}
+            moved = {n: levels[n] + t for n in self.sizes}
             return {n: min(max(v, self.low[n]), self.high[n]) for n, v in moved.items()}
 
-        moving = [n for n in self.sizes if slopes[n]]
-        ends = (self.low, self.high)
-        stops = sorted((end[n] - levels[n]) / slopes[n] for n in moving for end in ends)
-        if not stops:
-            return at(0.0)
+        stops = sorted(end[n] - levels[n] for n in self.sizes for end in (self.low, self.high))
         after = bisect_left(stops, self.goal, key=lambda t: self._total(at(t)))
         if after == 0 or after == len(stops):
             return at(stops[after - 1 if after else 0])

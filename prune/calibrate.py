@@ -1,9 +1,7 @@
 """Calibration of the whole model at once: what gradients and relevance say of every weight."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,10 +36,10 @@ _TARGET = "next-tokens"
 """The log-probability of every next token: the seed that compression needs."""
 
 
-def passes(needs: Collection[str], weigh_tokens: bool = False) -> dict[str, Pass]:
-    """Return the backward passes that gather some fields, or weights of tokens."""
+def passes(needs: Collection[str]) -> dict[str, Pass]:
+    """Return the backward passes that gather some fields."""
     found = {name: each for name, each in PASSES.items() if name in needs}
-    if weigh_tokens or "lrp_input_square" in needs:  # both come from this pass
+    if "lrp_input_square" in needs:  # comes from this pass
         found["lrp_square"] = PASSES["lrp_square"]
     return found
 
@@ -52,9 +50,8 @@ def survey(
     needs: Collection[str],
     *,
     batch_size: int = 4,
-    weigh_tokens: bool = False,
     progress: bool = False,
-) -> tuple[dict[str, LinearStatistics], dict[str, list[Tensor]]]:
+) -> dict[str, LinearStatistics]:
     """Gather statistics of every linear of the decoder layers, of the model as it is now.
 
     Gradients are of the log-probability of every next token (with the relevance rules for the
@@ -65,24 +62,20 @@ def survey(
         samples: Calibration samples.
         needs: Fields of `LinearStatistics`; those of `PASSES`, and those of inputs.
         batch_size: Samples per pass.
-        weigh_tokens: Whether to keep each token's relevance at each linear.
         progress: Whether to draw progress bars on a terminal.
 
     Returns:
-        Statistics by path, without gram matrices; and if asked for, by path and batch,
-        (batch, seq): `||g_t||^2` of the relevance at the layer's output.
+        Statistics by path, without gram matrices.
 
     Raises:
         ExciseError: As `RelevanceFitter`.
     """
     linears = view.layer_linears()
-    fields = passes(needs, weigh_tokens)
+    fields = passes(needs)
     found: dict[str, dict[str, Tensor]] = {path: {} for path in linears}
-    weights: dict[str, list[Tensor]] = {}
     wants_inputs = "input_square" in needs
     for name, gathered in fields.items():
-        kept = weights if weigh_tokens and name == "lrp_square" else None
-        sums = _backward(view, linears, samples, gathered, batch_size, kept, progress)
+        sums = _backward(view, linears, samples, gathered, batch_size, progress)
         for path, total in sums.items():
             if name in _WITH_WEIGHT:
                 weight = linears[path].weight.detach().to(total)
@@ -96,11 +89,10 @@ def survey(
     if wants_inputs:
         seen = shown(samples, batch_size, "activations", progress)
         inputs = input_statistics(view, seen, list(linears.values()))
-    statistics = {
+    return {
         path: replace(read, **fields_found, name=path)
         for (path, fields_found), read in zip(found.items(), inputs, strict=True)
     }
-    return statistics, weights
 
 
 def _backward(
@@ -109,38 +101,11 @@ def _backward(
     samples: Sequence[Sample],
     gathered: Pass,
     batch_size: int,
-    weights: dict[str, list[Tensor]] | None,
     progress: bool,
 ) -> dict[str, Tensor]:
     fitter = RelevanceFitter(
         view.model, _TARGET, gathered.method, (), tuple(linears), gathered.aggregate
     )
-    taps = nullcontext() if weights is None else _token_energy(linears, weights)
-    with taps:
-        for batch in shown(samples, batch_size, f"gradients ({gathered.method})", progress):
-            fitter.update(batch)
+    for batch in shown(samples, batch_size, f"gradients ({gathered.method})", progress):
+        fitter.update(batch)
     return fitter.weight_sums()
-
-
-@contextmanager
-def _token_energy(
-    linears: Mapping[str, nn.Linear], found: dict[str, list[Tensor]]
-) -> Iterator[None]:
-    """Note the squared size of the gradient at each linear's output, token by token."""
-
-    def hook(path: str) -> Any:
-        def note(grad: Tensor) -> None:
-            found.setdefault(path, []).append(grad.float().square().sum(-1).cpu())
-
-        def forward(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(note)
-
-        return forward
-
-    handles = [linear.register_forward_hook(hook(path)) for path, linear in linears.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -42,7 +42,6 @@ class Inputs:
         index: int,
         layer: LayerView,
         linears: Mapping[str, nn.Linear],
-        weights: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> dict[str, LinearStatistics]:
         """Run the layer as it is, and return what its linears read, by path.
 
@@ -50,7 +49,6 @@ class Inputs:
             index: Of the layer.
             layer: The layer, not pruned yet.
             linears: Its linears by path.
-            weights: Token weights by path and batch, for the gram matrices.
         """
         paths: dict[nn.Module, str] = {linear: path for path, linear in linears.items()}
         read: dict[str, Tensor] = {}
@@ -66,17 +64,15 @@ class Inputs:
                 mask = self.flow.batches[at].attention_mask.bool().to(device)
                 for path, x in read.items():
                     if path not in leaders:  # q, k and v read one tensor: it is summed up once
-                        same = [p for p in fitters if read[p] is x and weights is None]
+                        same = [p for p in fitters if read[p] is x]
                         leaders[path] = same[0] if same else path
                     if leaders[path] != path:
                         continue
                     if path not in fitters:
                         fitters[path] = LinearFitter(
-                            x.shape[-1], gram=self.gram, weigh_gram=weights is not None,
-                            name=path, device=device,
-                        )  # fmt: skip
-                    given = None if weights is None else weights[path][at].to(device).view_as(mask)
-                    fitters[path].update(x.view(*mask.shape, -1), mask, given)
+                            x.shape[-1], gram=self.gram, name=path, device=device
+                        )
+                    fitters[path].update(x.view(*mask.shape, -1), mask)
         results = {path: fitter.result() for path, fitter in fitters.items()}
         return {path: results[leader] for path, leader in leaders.items()}
 

@@ -79,7 +79,7 @@ def plan(
     rows = min(batch_size, len(samples))
     weights = sum(linear.weight.numel() for linear in view.layer_linears().values())
     needs = survey_needs(recipe)
-    gathered = passes(needs, recipe.weigh_tokens)
+    gathered = passes(needs)
     gradients = 0
     if gathered or recipe.tune:
         fitter = RelevanceFitter(model, "next-tokens", "lrp", (), ("*",), "square")
@@ -111,7 +111,7 @@ def _layer_bytes(view: ModelView, recipe: Recipe, tokens: int) -> int:
     if recipe.sees_inputs:
         total += (sum(sizes) + tokens * (6 * view.d_mlp + 8 * view.d_model)) * size
     if recipe.updates:
-        squares = [wide**2 for wide in _read(view, shared=not recipe.weigh_tokens)]
+        squares = [wide**2 for wide in _read(view)]
         total += 4 * sum(squares) + 16 * max(squares)
     return total
 
@@ -122,25 +122,23 @@ def _operations(view: ModelView, recipe: Recipe, tokens: int) -> float:
     forward = 2.0 * tokens * sum(high * wide for high, wide in shapes)
     needs = survey_needs(recipe)
     surveys = recipe.steps * (-(-len(view.layers) // recipe.rescore) if recipe.rescore else 1)
-    each = 4 * len(passes(needs, recipe.weigh_tokens)) + ("input_square" in needs)
+    each = 4 * len(passes(needs)) + ("input_square" in needs)
     total = surveys * each * forward  # forward, backward and outer products, or forward alone
     if recipe.sees_inputs:
         total += 2 * recipe.steps * forward
     if recipe.updates:
         times = 3 + (recipe.iterations if recipe.update == "admm" else 1)
         solving = sum(2.0 * times * high * wide**2 + 2.0 * wide**3 for high, wide in shapes)
-        read = _read(view, shared=not recipe.weigh_tokens)
+        read = _read(view)
         gram = 2.0 * tokens * len(view.layers) * sum(wide**2 for wide in read)
         total += recipe.steps * (solving + gram)
     head = 2.0 * tokens * view.embedding.weight.numel()
     return total + recipe.tune * 4 * (forward + head)
 
 
-def _read(view: ModelView, shared: bool) -> list[int]:
+def _read(view: ModelView) -> list[int]:
     """Return the widths of the gram matrices of a layer: one for linears that read the same."""
     layer = view.layers[0]
-    if not shared:
-        return [linear.in_features for linear in linears_of(layer, view).values()]
     inner = (layer.attention_out.in_features, layer.mlp_out.in_features)
     return [view.d_model, view.d_model, *inner]
 

@@ -55,8 +55,6 @@ class Recipe:
     """Of ADMM."""
     damping: float | None = None
     """Of the update; None takes its own default."""
-    weigh_tokens: bool = False
-    """Whether tokens count by their relevance in the update."""
     tune: int = 0
     """Passes over the calibration samples, after everything else, that fit scales and biases to
     the dense model's predictions; see `tune`."""
@@ -117,8 +115,6 @@ class Recipe:
             raise ExciseError("--floor and --ceiling bound a --budget or scope global: give one")
         if self.damping is not None and not self.updates:
             raise ExciseError("--damping is for an update: give --update obs or admm")
-        if self.weigh_tokens and self.update == "none":
-            raise ExciseError("--weigh-tokens is for an update: give --update obs or admm")
 
     @property
     def goal(self) -> float:

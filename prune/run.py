@@ -41,7 +41,7 @@ class Pruned:
     seconds: float
     errors: Mapping[str, float]
     """Of the matrices that were updated in this run, by path: squared error of the outputs per
-    token (weighed as the update weighs them), on the inputs of the pruned prefix."""
+    token, on the inputs of the pruned prefix."""
     divergences: Sequence[float] = ()
     """Of each pass of tuning: mean divergence from the dense model's predictions per token, nats.
     """
@@ -116,7 +116,7 @@ def prune_weights(
         kept = f"finished layers are kept in {resume}"
         raise KeyboardInterrupt(f"{kept}: repeat the command to go on") from None
     except torch.OutOfMemoryError as error:
-        gradients = passes(survey_needs(recipe), recipe.weigh_tokens) or recipe.tune
+        gradients = passes(survey_needs(recipe)) or recipe.tune
         more = ", or a recipe without gradients, as wanda-admm" if gradients else ""
         raise ExciseError(
             f"out of memory ({first_line(error)}): use a smaller --batch-size or --length{more}"
@@ -152,7 +152,6 @@ class _Job:
         for path, linear in view.layer_linears().items():
             self.kept[path] = torch.ones(linear.weight.shape, dtype=torch.bool)
         self.statistics: dict[str, LinearStatistics] = {}
-        self.token_weights: dict[str, list[Tensor]] = {}
         self.errors: dict[str, float] = {}
 
     def run(self, step: int) -> None:
@@ -171,7 +170,7 @@ class _Job:
                 mine, seen = linears_of(layer, self.view), {}
                 with _on(layer.module, self.device):
                     if inputs and not done[index]:
-                        seen = inputs.see(index, layer, mine, self.token_weights or None)
+                        seen = inputs.see(index, layer, mine)
                     if inputs:
                         inputs.advance(index, layer, pruned=False)
                     if done[index]:
@@ -196,13 +195,12 @@ class _Job:
     def _choice(self, step: int, first: int) -> Choice:
         """Survey the model as it is, and settle what the layers from the first one on keep."""
         recipe, needs = self.recipe, survey_needs(self.recipe)
-        self.statistics, self.token_weights = {}, {}  # before new ones take their room
+        self.statistics = {}  # before new ones take their room
         found = {path: LinearStatistics(0) for path in self.kept}
-        if needs or recipe.weigh_tokens:
-            found, self.token_weights = survey(
-                self.view, self.samples, needs, batch_size=self.batch_size,
-                weigh_tokens=recipe.weigh_tokens, progress=self.progress,
-            )  # fmt: skip
+        if needs:
+            found = survey(
+                self.view, self.samples, needs, batch_size=self.batch_size, progress=self.progress
+            )
         self.statistics = {
             path: replace(each, name=path, seed=self.seed) for path, each in found.items()
         }

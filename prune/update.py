@@ -1,8 +1,7 @@
 """What stays makes up for what went: new weights of one linear layer under a mask.
 
 All minimise the same error over the calibration tokens, `||X (W_new - W)^T||^2`, which depends on
-them through the gram matrix `G = X^T X` alone: `tr((W_new - W) G (W_new - W)^T)`. For a layer with
-a bias the gram matrix of centred inputs goes in its place, and the bias takes up the mean.
+them through the gram matrix `G = X^T X` alone: `tr((W_new - W) G (W_new - W)^T)`.
 
 All compute in float32, or in float64 if the weight or the gram matrix is; all return the weight's
 own dtype, exact zeros where the mask is False, and bit-identical rows where it keeps everything.
@@ -149,51 +148,10 @@ def admm(
     return _finished(weight, (current + multiplier) / norm, keep, dead)
 
 
-def least_squares(weight: Weight, gram: Gram, keep: Keep, *, damping: float = 0.0) -> Weight:
-    """Update to the optimum for a mask that is given: slow, in float64, row by row.
-
-    `w_S += G_SS^+ G_SP w_P` for what stays (S) and what goes (P) of a row: the normal equations of
-    regression on the inputs that stay; of several optima, the one nearest to the dense weights.
-
-    Args:
-        weight: Dense weights.
-        gram: Sum over tokens of `x_i x_j`.
-        keep: True where a weight stays.
-        damping: Added to the diagonal, as a share of its mean.
-
-    Raises:
-        ExciseError: Shapes that do not fit, or numbers that are not finite.
-    """
-    work, hessian, dead = _prepared(weight, gram.double(), keep)
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    for row, stays in zip(work, keep, strict=True):
-        if bool(stays.any()) and not bool(stays.all()):
-            missing = hessian[stays][:, ~stays] @ row[~stays]
-            solve = torch.linalg.pinv(hessian[stays][:, stays], rtol=1e-12, hermitian=True)
-            row[stays] += solve @ missing
-    return _finished(weight, work, keep, dead)
-
-
 def reconstruction_error(weight: Weight, updated: Weight, gram: Gram) -> float:
     """Return `||X (W_new - W)^T||^2`: squared units of the output, summed over tokens and rows."""
     difference = updated.to(gram) - weight.to(gram)
     return float(((difference @ gram) * difference).sum(dtype=torch.float64))
-
-
-def centred(gram: Gram, input_sum: Float[Tensor, "in"], tokens: int) -> Gram:
-    """Return the gram matrix of inputs less their mean: what counts where a bias is free."""
-    return gram - torch.outer(input_sum, input_sum) / tokens
-
-
-def bias_shift(
-    weight: Weight, updated: Weight, input_sum: Float[Tensor, "in"], tokens: int
-) -> Float[Tensor, " out"]:
-    """Return what to add to the bias, so that the mean output is the dense one again.
-
-    Together with an update on `centred` inputs this minimises the error over weights and bias.
-    """
-    mean = input_sum.double() / tokens
-    return ((weight.double() - updated.double()) @ mean.to(weight.device)).to(weight.dtype)
 
 
 def _prepared(weight: Tensor, gram: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:

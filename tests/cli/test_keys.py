@@ -161,7 +161,6 @@ KEYED: dict[str, dict[str, tuple[str, str]]] = {
         "--steps": ("", "--steps 2"),
         "--iterations": ("", "--iterations 5"),
         "--damping": ("", "--damping 0.05"),
-        "--weigh-tokens": ("", "--weigh-tokens"),
         "--tune": ("", "--tune 1"),
         "--calibration": ("", "--calibration b.txt"),
         "--samples": ("", "--samples 3"),

@@ -206,34 +206,31 @@ def test_what_cannot_be_scored_is_named():
         CRITERIA["fisher"].score(drawn()[0], replace(statistics_of(), tokens=0))
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.booleans(), st.booleans())
-def test_batches_and_padding_make_no_difference(lengths: Any, padded: bool, weigh: bool):
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.booleans())
+def test_batches_and_padding_make_no_difference(lengths: Any, padded: bool):
     draw = torch.Generator().manual_seed(sum(lengths))
     samples = [torch.randn(n, 3, generator=draw) for n in lengths]
-    weights = [torch.rand(n, generator=draw) for n in lengths]
     if not sum(lengths):
         with pytest.raises(ExciseError, match="no tokens"):
             LinearFitter(3).result()
         return
-    x, r = torch.cat(samples).double(), torch.cat(weights).double()
-    fitter = LinearFitter(3, weigh_gram=weigh, dtype=torch.float64)
+    x, fitter = torch.cat(samples).double(), LinearFitter(3, dtype=torch.float64)
     if padded:
         width = max(lengths)
         batch = torch.full((len(lengths), width, 3), torch.nan)
-        given = torch.full((len(lengths), width), -1.0)
         mask = torch.zeros(len(lengths), width, dtype=torch.bool)
         for k, n in enumerate(lengths):
-            batch[k, :n], given[k, :n], mask[k, :n] = samples[k], weights[k], True
-        fitter.update(batch, mask, given if weigh else None)
+            batch[k, :n], mask[k, :n] = samples[k], True
+        fitter.update(batch, mask)
     else:
-        for sample, weight in zip(samples, weights, strict=True):
-            fitter.update(sample, weights=weight if weigh else None)
+        for sample in samples:
+            fitter.update(sample)
     result = fitter.result()
     assert result.tokens == sum(lengths)
     expected = {
         "input_square": x.square().sum(0),
         "input_sum": x.sum(0),
-        "gram": x.T @ (x * (r[:, None] if weigh else 1.0)),
+        "gram": x.T @ x,
     }
     for name, value in expected.items():
         torch.testing.assert_close(getattr(result, name), value, rtol=1e-12, atol=1e-12)
@@ -257,29 +254,20 @@ def test_half_precision_is_summed_in_float32():
     [
         ((torch.ones(2, 4),), "reads 3 inputs, this batch has 4"),
         ((torch.ones(2, 3), torch.ones(3, dtype=torch.bool)), r"mask of up is \(3,\)"),
-        ((torch.ones(2, 3), None, torch.ones(2, 1)), r"weights of up is \(2, 1\)"),
-        ((torch.ones(2, 3), None, -torch.ones(2)), "below 0"),
-        ((torch.ones(2, 3), None, torch.tensor([1.0, torch.nan])), "not finite"),
     ],
 )
 def test_a_batch_that_does_not_fit_adds_nothing(arguments: Any, named: str):
-    fitter = LinearFitter(3, weigh_gram=len(arguments) == 3, name="up")
+    fitter = LinearFitter(3, name="up")
     with pytest.raises(ExciseError, match=named):
         fitter.update(*arguments)
     with pytest.raises(ExciseError, match="up saw no tokens"):
         fitter.result()
 
 
-def test_token_weights_come_with_every_batch_or_none():
-    fitter = LinearFitter(3)
-    with pytest.raises(ExciseError, match="no use for token weights"):
-        fitter.update(torch.ones(2, 3), weights=torch.ones(2))
-    fitter = LinearFitter(3, weigh_gram=True)
-    fitter.update(torch.ones(2, 3), weights=torch.ones(2))
-    with pytest.raises(ExciseError, match="every batch"):
-        fitter.update(torch.ones(2, 3))
+def test_sums_that_cannot_be_right_are_refused():
     with pytest.raises(ExciseError, match="float16"):
         LinearFitter(3, dtype=torch.float16)
-    fitter.update(torch.full((1, 3), torch.inf), weights=torch.ones(1))
+    fitter = LinearFitter(3)
+    fitter.update(torch.full((1, 3), torch.inf))
     with pytest.raises(ExciseError, match="NaN or infinite"):
         fitter.result()

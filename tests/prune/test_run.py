@@ -157,7 +157,7 @@ def test_every_recipe_cuts_what_it_says(name: str, kind: str, tiny: Callable[...
         Recipe(scope="block:4x4", criterion="lrp-wanda", order="oneshot"),
         Recipe(scope="layer", criterion="wanda-lrp", budget="fisher", budget_unit="matrix",
                floor=0.4, ceiling=0.6),
-        Recipe(update="admm", weigh_tokens=True),
+        Recipe(update="admm"),
         Recipe(criterion="lrp", budget="lrp", rescore=1),
         Recipe(criterion="wanda-fisher", budget="fisher", steps=3),
         Recipe(criterion="lrp-signed", order="oneshot"),
@@ -203,7 +203,7 @@ def test_updates_lose_less_than_none(kind: str, update: Any, tiny: Callable[...,
     "recipe",
     [
         Recipe(),
-        Recipe(order="oneshot", update="obs", weigh_tokens=True),
+        Recipe(order="oneshot", update="obs"),
         Recipe(budget="fisher", update="admm", rescore=1),
         Recipe(criterion="fisher", scope="global", floor=0.1, steps=2),
         Recipe(budget="owl", budget_unit="matrix"),
@@ -312,7 +312,6 @@ def test_nothing_gone_is_nothing_touched(tiny: Callable[..., Any]):
         ({"budget": "fisher", "floor": 0.3, "steps": 2}, "in 2 steps"),
         ({"damping": 0.1}, "--damping is for an update"),
         ({"damping": -1.0, "update": "obs"}, "damping is -1"),
-        ({"weigh_tokens": True}, "--weigh-tokens is for an update"),
     ],
 )
 def test_recipes_that_cannot_be(fields: dict[str, Any], said: str):

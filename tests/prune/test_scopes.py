@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from excise.core.errors import ExciseError
-from excise.prune.budgets import budgets_from, outlier_ratio, owl_budgets
+from excise.prune.budgets import outlier_ratio, owl_budgets
 from excise.prune.scopes import (
     keep_block,
     keep_global,
@@ -232,30 +232,12 @@ def test_budgets_have_their_mean_within_bounds(given: Any, a: float, b: float, c
     floor, sparsity, ceiling = sorted([a, b, c])
     sizes = {f"m{i}": size for i, (size, _) in enumerate(given)}
     values = {f"m{i}": value for i, (_, value) in enumerate(given)}
-    for budgets in (
-        budgets_from(values, sparsity, sizes, floor, ceiling),
-        owl_budgets(values, sizes, sparsity, 0.1, floor, ceiling),
-    ):
-        assert list(budgets) == list(sizes)
-        assert mean_of(budgets, sizes) == pytest.approx(sparsity, abs=1e-9)
-        assert all(floor <= budget <= ceiling for budget in budgets.values())
-        for one, other in ((m, n) for m in values for n in values if values[m] > values[n]):
-            assert budgets[one] <= budgets[other] + 1e-9  # what matters more loses less
-
-
-def test_what_stays_is_in_proportion_to_importance():
-    sizes = {"a": 100, "b": 100, "c": 200}
-    budgets = budgets_from({"a": 1.0, "b": 3.0, "c": torch.full((2, 2), 2.0)}, 0.6, sizes)
-    assert budgets == pytest.approx({"a": 0.8, "b": 0.4, "c": 0.6})
-    budgets = budgets_from({"a": 1.0, "b": 9.0, "c": 1.0}, 0.5, sizes, floor=0.1)
-    assert budgets == pytest.approx({"a": 19 / 30, "b": 0.1, "c": 19 / 30})
-    budgets = budgets_from(
-        {"a": 1.0, "b": 0.0, "c": 0.0}, 0.5, sizes, floor={**sizes, "a": 0.2} | {"b": 0.0, "c": 0.3}
-    )
-    assert budgets == pytest.approx({"a": 0.2, "b": 0.6, "c": 0.6})
-    assert budgets_from(dict.fromkeys(sizes, 0.0), 0.3, sizes) == pytest.approx(
-        dict.fromkeys(sizes, 0.3)
-    )
+    budgets = owl_budgets(values, sizes, sparsity, 0.1, floor, ceiling)
+    assert list(budgets) == list(sizes)
+    assert mean_of(budgets, sizes) == pytest.approx(sparsity, abs=1e-9)
+    assert all(floor <= budget <= ceiling for budget in budgets.values())
+    for one, other in ((m, n) for m in values for n in values if values[m] > values[n]):
+        assert budgets[one] <= budgets[other] + 1e-9  # what matters more loses less
 
 
 def test_owl_is_the_authors_where_layers_are_of_one_size():
@@ -301,11 +283,12 @@ ONES = torch.ones(2, 4)
         (lambda: parse_scope("block:0x4"), "unknown scope"),
         (lambda: parse_scope("4:2"), "4:2 keeps 4 of each 2"),
         (lambda: parse_scope("global").keep(ONES, 0.5), "keep_global"),
-        (lambda: budgets_from({"up": -1.0}, 0.5, {"up": 8}), "importance of up is -1"),
-        (lambda: budgets_from({"up": math.nan}, 0.5, {"up": 8}), "importance of up is nan"),
-        (lambda: budgets_from({"up": 1.0}, 0.5, {"down": 8}), "down, up"),
-        (lambda: budgets_from({}, 0.5, {}), "different matrices: none"),
-        (lambda: budgets_from({"up": 1.0}, 0.5, {"up": 8}, floor=0.6), "allow 0.6000 to 1.0000"),
+        (lambda: owl_budgets({"up": 1.0}, {"down": 8}, 0.5), "down, up"),
+        (lambda: owl_budgets({}, {}, 0.5), "different matrices: none"),
+        (
+            lambda: owl_budgets({"up": 1.0}, {"up": 8}, 0.5, floor=0.6),
+            "allow 0.6000 to 1.0000",
+        ),
         (lambda: owl_budgets({"up": 1.0}, {"up": 8}, 0.5, 0.1, 0.6, 0.4), "up: bounds 0.6 and"),
     ],
 )
