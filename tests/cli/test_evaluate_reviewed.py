@@ -46,7 +46,8 @@ def test_an_edit_of_an_edit_remembers_both(
         assert excise("score", model, *data, "--samples", 4, "-o", relevance).exit_code == 0
         cut = ("--relevance", relevance, "--components", "heads", "--sparsity", 0.2, "-o", out)
         assert excise("prune", model, *cut, "--zero").exit_code == 0
-    found = excise("eval", second, "--perplexity", text_file, "--window", 32, "--task", "ioi")
+    data = ("--perplexity", text_file, "--window", 32, "--task", "ioi", "--split", "train")
+    found = excise("eval", second, *data)
     for outcome in ("perplexity", "tasks.ioi"):
         assert f"texts of {outcome} chose the edit of {second}" in found.stderr
 

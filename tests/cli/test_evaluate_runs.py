@@ -178,7 +178,8 @@ def test_prompts_go_from_score_through_prune_to_the_gate(
     pruned = ("--relevance", tmp_path / "relevance", "--components", "heads", "--sparsity", 0.2)
     assert excise("prune", model, *pruned, "--zero", "-o", cut).exit_code == 0
 
-    reused = excise("eval", model, cut, "--task", "ioi", "--samples", 20, "--gate", policy)
+    again = ("--task", "ioi", "--split", "train", "--samples", 20)
+    reused = excise("eval", model, cut, *again, "--gate", policy)
     assert reused.exit_code == 3
     assert f"warning: 8 texts of tasks.ioi chose the edit of {cut}" in reused.stderr
     assert reused.stderr.splitlines()[-1] == f"excise: gate {policy} not met: held_out"
@@ -221,7 +222,7 @@ def test_recipes_that_say_nothing(
     (model / "excise.json").write_text('{"relevance": {')
     damaged = excise("eval", model, *toxicity)
     assert damaged.exit_code == 1
-    assert damaged.stderr.splitlines()[-1].startswith(f"excise: {model / 'excise.json'} cannot be")
+    assert damaged.stderr.splitlines()[-1].startswith(f"excise: {model / 'excise.json'} is no JSON")
     unknown = excise("eval", tiny_folder("opt"), *toxicity, "--attribution", tiny_folder("opt"))
     assert unknown.exit_code == 1  # nothing could be noticed
     assert f"{tiny_folder('opt')} does not say which prompts" in unknown.stderr

@@ -172,7 +172,7 @@ KEYED: dict[str, dict[str, tuple[str, str]]] = {
     },
     "correct": {
         "--behaviour": ("repetition", f"--behaviour toxicity {WORDS}"),
-        "--undesired": ("", "--undesired b.txt"),
+        "--undesired": ("", "--undesired d.txt"),
         "--general": ("", "--general a.txt"),
         "--prompts": ("written", "--prompts b.txt"),
         "--judge": ("written", "--judge words:b.words"),
@@ -214,7 +214,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path
     folder = tmp_path_factory.mktemp("files")
     prompts = ioi_prompts(tiny_tokenizer, 60)
     parts = {"a": prompts, "b": ioi_prompts(tiny_tokenizer, 60, 3, "validation"),
-             "c": ioi_prompts(tiny_tokenizer, 60, 4, "test")}  # fmt: skip
+             "c": ioi_prompts(tiny_tokenizer, 60, 4, "test"),
+             "d": ioi_prompts(tiny_tokenizer, 60, 9)}  # fmt: skip
     for name, found in parts.items():
         (folder / f"{name}.txt").write_text("\n".join(p.clean + " ." for p in found) + "\n")
         (folder / f"{name}.words").write_text(found[0].clean.split()[1] + "\n")

@@ -217,11 +217,11 @@ def forgeries() -> Iterator[tuple[str, Callable[[dict[str, Any], dict[str, Any]]
     yield "fingerprints", lambda c, _: c["base"].update(fingerprints=""), "differs from the base"
     yield "touched", lambda c, _: c["base"]["touched"].update(y="z"), "y is missing"
     for key in ("digest", "fingerprints", "touched", "name", "dtypes", "family"):
-        yield f"no {key}", lambda c, _, key=key: c["base"].pop(key), "no whole edit"
-        yield f"odd {key}", lambda c, _, key=key: c["base"].update({key: 7}), "no whole edit"
+        yield f"no {key}", lambda c, _, key=key: c["base"].pop(key), "is damaged"
+        yield f"odd {key}", lambda c, _, key=key: c["base"].update({key: 7}), "is damaged"
     for key in ("base", "created", "recipe", "evidence"):
-        yield f"no {key}", lambda c, _, key=key: c.pop(key), "no whole edit"
-        yield f"odd {key}", lambda c, _, key=key: c.update({key: [1]}), "no whole edit"
+        yield f"no {key}", lambda c, _, key=key: c.pop(key), "is damaged"
+        yield f"odd {key}", lambda c, _, key=key: c.update({key: [1]}), "is damaged"
     yield "schema", lambda c, _: c.update(schema=2), "schema 2"
     yield "kind", lambda c, _: c.update(kind="mask"), "holds mask"
 

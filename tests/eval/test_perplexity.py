@@ -249,7 +249,7 @@ def test_what_stands_before_a_document(bytewise: Any):
 
 
 def test_slow_tokenizers_have_no_windows():
-    with pytest.raises(ExciseError, match="fast tokenizer: use --protocol document"):
+    with pytest.raises(ExciseError, match=r"fast tokenizer: .*--protocol document"):
         list(windows(SimpleNamespace(is_fast=False), ["a b"], 2, 2))
 
 
