@@ -183,7 +183,7 @@ def main():
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.shape and not args.folder:
-        from excise.core.loading import converted_gguf, embedded_gguf
+        from excise.core.gguf import converted_gguf, embedded_gguf
 
         args.folder = str(converted_gguf(embedded_gguf()))
     if args.kind:

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import torch
 from excise.core.documents import read_documents
-from excise.core.loading import Loaded, LoadOptions, converted_gguf, embedded_gguf, load_model
+from excise.core.gguf import converted_gguf, embedded_gguf
+from excise.core.loading import Loaded, LoadOptions, load_model
 from excise.eval.perplexity import Perplexity
 
 

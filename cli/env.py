@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
     import torch
 
     from ..core.files.artefact import versions
-    from ..core.loading import cache_folder
+    from ..core.gguf import cache_folder
     from ..core.memory import readable
 
     found = {

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 from difflib import get_close_matches
 from typing import Any
@@ -67,12 +68,23 @@ class _Verbs(click.Group):
         except ExciseError as error:
             if ctx.params.get("debug"):
                 raise
-            say(f"excise: {one_line(error, LONGEST)}", err=True)
+            say(f"excise: {one_line(_in_options(str(error), ctx), LONGEST)}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as stop:
             said = str(stop) or "nothing half-written is left"
             say(f"excise: interrupted; {said}", err=True)
             sys.exit(130)
+
+
+def _in_options(message: str, ctx: click.Context) -> str:
+    """Call parameters, which the library writes in backquotes, as the verb's options call them."""
+    verb = ctx.command.get_command(ctx, ctx.invoked_subcommand or "")  # type: ignore[attr-defined]
+    flags = {
+        str(param.name): max(param.opts, key=len)
+        for param in (verb.params if verb else ())
+        if isinstance(param, click.Option)
+    }
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
 
 
 @click.command(

@@ -2,19 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.errors import ExciseError
 from .words import FilePath
 
 
 if TYPE_CHECKING:
-    from ..core.data import Prompt, Sample
     from ..core.loading import Loaded, LoadOptions
+    from ..tasks.sources import Source
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -147,78 +145,13 @@ def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where reference samples come from."""
-
-    kind: str
-    """`task`, `text`, `dataset` or `prompts`."""
-    name: str
-    n: int
-    length: int
-    seed: int
-
-    @property
-    def default_target(self) -> str:
-        """What is explained unless the user says otherwise."""
-        by_kind = {"task": "logit-difference", "prompts": "logit"}
-        return by_kind.get(self.kind, "next-tokens")
-
-    def check(self) -> None:
-        """Refuse a missing or broken source before a model is loaded."""
-        from ..core.data import read_prompts
-        from ..core.files.reading import read_text
-        from ..tasks.registry import get_task
-
-        if self.kind in ("text", "prompts"):
-            (read_text if self.kind == "text" else read_prompts)(self.name)
-        elif self.kind == "task":
-            get_task(self.name)
-
-    def samples(self, tokenizer: Any, target: str) -> "list[Sample]":
-        """Read and tokenise.
-
-        Raises:
-            ExciseError: The source is missing, empty or unfit for the target.
-        """
-        from ..core.data import encode_continuations, encode_prompts, encode_texts
-
-        if self.kind in ("task", "prompts"):
-            prompts = self._prompts(tokenizer)
-            encode = encode_continuations if target == "continuation" else encode_prompts
-            return encode(tokenizer, prompts)
-        return encode_texts(tokenizer, self._texts(), self.n, self.length)
-
-    def _texts(self) -> list[str]:
-        from ..core.data import dataset_text
-        from ..core.files.reading import read_text
-
-        # documents: enough for n samples of most texts
-        return (
-            [read_text(self.name)] if self.kind == "text" else dataset_text(self.name, self.n * 50)
-        )
-
-    def _prompts(self, tokenizer: Any) -> "Sequence[Prompt]":
-        from ..core.data import read_prompts
-        from ..tasks.registry import task_prompts
-
-        if self.kind == "task":
-            return task_prompts(self.name, tokenizer, self.n, self.seed)
-        return read_prompts(self.name)[: self.n]
-
-
-def source_of(options: dict[str, Any]) -> Source:
+def source_of(options: dict[str, Any]) -> "Source":
     """Return the one source that the options name; takes its options out of the dictionary.
 
     Raises:
-        ExciseError: None, or more than one, was given; or no samples are asked for.
+        ExciseError: None, or more than one, was given; it cannot be read; no samples are asked for.
     """
-    given = {k: v for k in ("task", "text", "dataset", "prompts") if (v := options.pop(k))}
-    if len(given) != 1:
-        got = " and ".join(f"--{name}" for name in given) or "none"
-        raise ExciseError(f"give one of --task, --text, --dataset, --prompts; got {got}")
-    ((kind, name),) = given.items()
-    n, length = options.pop("samples"), options.pop("length")
-    if n < 1:
-        raise ExciseError(f"--samples is {n}: give at least 1")
-    return Source(kind, str(name), n, length, options["seed"])
+    from ..tasks.sources import Source
+
+    names = ("task", "text", "dataset", "prompts", "samples", "length")
+    return Source.of(**{name: options.pop(name) for name in names}, seed=options["seed"])

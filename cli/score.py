@@ -60,7 +60,6 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     source = shared.source_of(options)
     target = options.pop("target") or source.default_target
     batch = options.pop("batch_size")
-    source.check()
     get_target(target)
     check_aggregate(get_method(options["method"]), options["aggregate"], bool(options["weights"]))
     loaded = shared.load(options)
@@ -84,7 +83,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     seconds = time.perf_counter() - started
     measured = {"seconds": round(seconds, 3), "peak": peak(), "forecast_seconds":
                 round(expected.seconds, 3), "forecast_peak": expected.peak}  # fmt: skip
-    relevance.config.update(source=f"{source.kind} {source.name}", sample_seed=source.seed)
+    relevance.config.update(source.provenance)
     if _is_main():
         relevance.save_pretrained(output, overwrite)
     tell(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)

@@ -146,23 +146,32 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Raises:
         ExciseError: Missing or empty file, broken JSON, unknown or missing key; names the line.
     """
-    prompts = []
-    for number, line in lines_of(read_text(path)):
-        where = f"{path}, line {number}"
-        row = parse_json(line, where)
-        if not isinstance(row, dict) or not isinstance(row.get("clean"), str) or not row["clean"]:
-            raise ExciseError(
-                f'{where}: a row needs {{"clean": "some text", ...}}, got {shown(line)[1:-1]}'
-            )
-        if unknown := sorted(set(row) - set(Prompt.__dataclass_fields__)):
-            raise ExciseError(f"{where}: {unknown_name('key', unknown[0], Prompt.__annotations__)}")
-        fields: dict[str, Any] = {key: row.get(key) for key in Prompt.__dataclass_fields__}
-        if bad := [key for key, value in fields.items() if not isinstance(value, str | None)]:
-            raise ExciseError(f"{where}: {bad[0]!r} is {shown(fields[bad[0]])}, and should be text")
-        prompts.append(Prompt(**fields))
+    text = read_text(path)
+    rows = ((f"{path}, line {number}", line) for number, line in lines_of(text))
+    prompts = [prompt_of(parse_json(line, where), where) for where, line in rows]
     if not prompts:
         raise ExciseError(f"{path} holds no prompts: write one JSON object per line")
     return prompts
+
+
+def prompt_of(row: Any, where: str) -> Prompt:
+    """Return the prompt that a row of a file, or a dictionary of a caller, stands for.
+
+    Args:
+        row: `{"clean": str, "counterfactual": str?, "answer": str?, "wrong": str?}`.
+        where: Its place, for the message.
+
+    Raises:
+        ExciseError: It is something else, has an unknown key, or a value that is no text.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("clean"), str) or not row["clean"]:
+        raise ExciseError(f'{where}: a row needs {{"clean": "some text", ...}}, got {shown(row)}')
+    if unknown := sorted(set(map(str, row)) - set(Prompt.__dataclass_fields__)):
+        raise ExciseError(f"{where}: {unknown_name('key', unknown[0], Prompt.__annotations__)}")
+    fields: dict[str, Any] = {key: row.get(key) for key in Prompt.__dataclass_fields__}
+    if bad := [key for key, value in fields.items() if not isinstance(value, str | None)]:
+        raise ExciseError(f"{where}: {bad[0]!r} is {shown(fields[bad[0]])}, and should be text")
+    return Prompt(**fields)
 
 
 def dataset_text(name: str, limit: int | None = None, keys: Sequence[str] = ("text",)) -> list[str]:

