@@ -30,25 +30,15 @@ def command(
     MODEL is the checkpoint the edits were made for, or one with other edits of it. Weights are
     copied tensor by tensor, all other files as they are.
     """
-    from ..core.errors import ExciseError
-    from ..core.loading import model_folder
     from ..edits.apply import apply_edit
 
-    if output is None:
-        raise ExciseError("an edited model is a new folder: give -o FOLDER")
+    output = shared.required(output, "an edited model")
     shared.check_output(output, overwrite, "model", in_place=True)
-    written = apply_edit(model_folder(model, revision), edits, output, overwrite)
+    written = apply_edit(model, edits, output, revision=revision, overwrite=overwrite)
     if written.left_out:
-        say(
-            f"not copied, since unedited weights may be in them: {', '.join(written.left_out)}",
-            err=True,
-        )
+        left_out = ", ".join(written.left_out)
+        say(f"not copied, since unedited weights may be in them: {left_out}", err=True)
     for edit in written.edits:
         if edit.seen.unknown:
             say(f"warning: {edit.seen.unknown}", err=True)
-    if as_json:
-        say(json_text(written.to_json()))
-        return
-    for edit in written.edits:
-        say(str(edit))
-    say(f"{len(written.tensors)} tensors changed; written to {output}")
+    say(json_text(written.to_json()) if as_json else written)

@@ -9,7 +9,7 @@ import click
 
 from ..core.files.json_text import json_text
 from . import options as shared
-from .evaluate import GATE_NOT_MET
+from .options import GATE_NOT_MET
 from .terminal import say
 
 

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ..eval.report import Report
     from ..eval.run import Evaluation
 
-GATE_NOT_MET = 3
-"""Exit code."""
-
 
 @click.command(
     "eval",
@@ -133,7 +130,7 @@ def command(
     if not report.passed:
         missed = [c.name for g in report.gates for c in g.checks if not c.passed]
         say(f"excise: gate {gate} not met: {', '.join(missed)}", err=True)
-        sys.exit(GATE_NOT_MET)
+        sys.exit(shared.GATE_NOT_MET)
 
 
 def _tell(model: str, forecast: str) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..core.loading import Loaded, LoadOptions
     from ..tasks.sources import Source
 
+GATE_NOT_MET = 3
+"""Exit code where a gate was not met, or an edit does not verify."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -88,6 +91,17 @@ seed_option = click.option(
     show_default=True,
     help="Of all that is drawn.",
 )
+
+
+def required(output: Path | None, what: str) -> Path:
+    """Return an output that a verb cannot do without.
+
+    Raises:
+        ExciseError: None was given.
+    """
+    if output is None:
+        raise ExciseError(f"{what} is a new folder: give -o FOLDER")
+    return output
 
 
 def check_output(output: Path, overwrite: bool, kind: str, in_place: bool = False) -> None:

@@ -30,20 +30,11 @@ def command(
     Without EDIT the last one goes. Once none is left every tensor is the base's, bit by bit. To
     revert in place, give the folder itself: -o MODEL --overwrite.
     """
-    from ..core.errors import ExciseError
-    from ..core.loading import model_folder
-    from ..edits.apply import revert
-    from ..edits.edit import Edit
+    from ..edits.apply import revert_edit
 
-    if output is None:
-        raise ExciseError("a reverted model is a new folder: give -o FOLDER")
+    output = shared.required(output, "a reverted model")
     shared.check_output(output, overwrite, "model", in_place=True)
-    if edit and everything:
-        raise ExciseError(f"--all takes out every edit: give it, or {edit}")
-    wanted = Edit.from_pretrained(edit) if edit and Path(edit).exists() else edit
-    written = revert(model_folder(model, revision), output, wanted, overwrite, everything)
-    if as_json:
-        say(json_text(written.to_json()))
-        return
-    left = [f"left: {one}" for one in written.edits] or ["no edit is left: this is the base"]
-    say("\n".join([*left, f"written to {output}"]))
+    written = revert_edit(
+        model, output, edit, everything=everything, revision=revision, overwrite=overwrite
+    )
+    say(json_text(written.to_json()) if as_json else written)

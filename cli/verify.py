@@ -7,7 +7,6 @@ import click
 
 from ..core.files.json_text import json_text
 from . import options as shared
-from .evaluate import GATE_NOT_MET
 from .terminal import say
 
 
@@ -21,16 +20,13 @@ def command(model: str, edit: Path | None, revision: str | None, as_json: bool) 
 
     Every tensor is compared; configs and tokenizer are not. Exit code 3 if it does not hold.
     """
-    from ..core.loading import model_folder
-    from ..edits.edit import Edit
-    from ..edits.verify import verify
+    from ..edits.verify import verify_edit
 
-    witness = Edit.from_pretrained(edit) if edit else None
-    found = verify(model_folder(model, revision), witness)
+    found = verify_edit(model, edit, revision=revision)
     if as_json:
         say(json_text(found.to_json()))
-    elif found.holds:
-        say(str(found))
-    if not found.holds:
+    elif found.ok:
+        say(found)
+    if not found.ok:
         say(f"excise: {found}", err=True)
-        sys.exit(GATE_NOT_MET)
+        sys.exit(shared.GATE_NOT_MET)

@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, shown
 from ..core.files.artefact import versions
 from ..core.files.output import check_output, whole_folder
+from ..core.loading import model_folder
 from ..core.provenance import EDITS, Seen
 from .checkpoint import Checkpoint, digest, fingerprint
 from .edit import Edit
 from .record import RECORD, State, original_of, tensor_changes, write_record
-from .verify import check_base, lines_of, listed, sound
+from .verify import check_base, edit_of, lines_of, listed, sound
 
 
 _TWINS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -25,8 +26,8 @@ _TWINS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".g
 
 
 @dataclass(frozen=True)
-class Written:
-    """What became of a checkpoint."""
+class EditedModel:
+    """A folder that `apply_edit` or `revert_edit` has written: a model with the edits in it."""
 
     folder: Path
     edits: tuple[Edit, ...]
@@ -35,6 +36,10 @@ class Written:
     """Those that differ from the folder that was read."""
     left_out: tuple[str, ...]
     """Files that were not copied: they may hold the old weights in another form."""
+
+    def __str__(self) -> str:
+        edits = list(map(str, self.edits)) or ["no edit is left: this is the base"]
+        return "\n".join([*edits, f"{len(self.tensors)} tensors changed; written to {self.folder}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -100,59 +105,71 @@ def bind(
 
 
 def apply_edit(
-    folder: str | Path,
+    model: str | Path,
     edit: Edit | str | Path | Sequence[Edit | str | Path],
     output: str | Path,
+    *,
+    revision: str | None = None,
     overwrite: bool = False,
-) -> Written:
+) -> EditedModel:
     """Write an edited copy of a checkpoint; other files are copied byte for byte.
 
     Args:
-        folder: The edits' base checkpoint, or one that edits of the same base are in already.
+        model: Folder or name of the edits' base checkpoint, or of one that edits of the same base
+            are in already.
         edit: One or several, each an edit or its folder. What is known of the texts that found or
             chose it goes with it, for `excise eval`.
-        output: The folder to make, which holds record and undo data, too; may be `folder`.
+        output: The folder to make, which holds record and undo data, too; may be the model's own.
+        revision: Branch, tag or commit of a hub id.
         overwrite: Whether it may replace an existing model folder.
 
     Raises:
         ExciseError: Not the edits' base, an edit that is in there already, a conflict of edits, or
             an output that is taken.
     """
-    state = _state(folder, output, overwrite)
-    given = (edit,) if isinstance(edit, Edit | str | Path) else edit
-    edits = [one if isinstance(one, Edit) else Edit.from_pretrained(one) for one in given]
+    state = _state(model_folder(str(model), revision), output, overwrite)
+    edits = list(map(edit_of, (edit,) if isinstance(edit, Edit | str | Path) else edit))
     for new in edits:
         if new.digest in {old.digest for old in state.edits}:
-            raise ExciseError(f"edit {new.digest[:12]} is in {folder} already: nothing to do")
+            raise ExciseError(f"edit {new.digest[:12]} is in {model} already: nothing to do")
     examined = sound(state)
     for new in edits:
         check_base(state, examined, new)
     return _rewrite(state, (*state.edits, *edits), output, overwrite)
 
 
-def revert(
-    folder: str | Path,
+def revert_edit(
+    model: str | Path,
     output: str | Path,
-    edit: Edit | str | None = None,
-    overwrite: bool = False,
+    edit: Edit | str | Path | None = None,
+    *,
     everything: bool = False,
-) -> Written:
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> EditedModel:
     """Write a copy without an edit; without any, every tensor is the base's, bit by bit.
 
     Args:
-        folder: An edited model.
-        output: The folder to make; may be `folder`.
-        edit: Which one goes, or the beginning of its digest; the last one if None.
+        model: Folder or name of an edited model.
+        output: The folder to make; may be the model's own.
+        edit: Which one is taken out: the edit, its folder, or the beginning of its digest; the
+            last one that was applied if None.
+        everything: Whether to take out all edits.
+        revision: Branch, tag or commit of a hub id.
         overwrite: Whether the output may replace an existing model folder.
-        everything: Take out all edits.
 
     Raises:
         ExciseError: No such edit in the folder, or tensors that were changed since.
     """
-    state = _state(folder, output, overwrite)
+    if edit is not None and everything:
+        raise ExciseError(f"`everything` takes out every edit: give it, or {shown(str(edit))}")
+    state = _state(model_folder(str(model), revision), output, overwrite)
     if not state.edits:
-        raise ExciseError(f"{folder} has no edits: nothing to revert")
-    wanted = edit.digest if isinstance(edit, Edit) else edit
+        raise ExciseError(f"{model} has no edits: nothing to revert")
+    if edit is not None and (isinstance(edit, Edit | Path) or Path(edit).exists()):
+        wanted = edit_of(edit).digest
+    else:
+        wanted = edit
     gone = state.edits[-1:] if wanted is None else ()
     if wanted:
         gone = [one for one in state.edits if one.digest.startswith(wanted)]
@@ -160,7 +177,7 @@ def revert(
         gone = state.edits
     elif len(gone) != 1:
         raise ExciseError(
-            f"{len(gone)} edits of {folder} are named {str(wanted)[:12]}: in it are "
+            f"{len(gone)} edits of {model} are named {str(wanted)[:12]}: in it are "
             f"{listed(state.edits)}"
         )
     sound(state)
@@ -186,7 +203,9 @@ def _state(folder: str | Path, output: str | Path, overwrite: bool) -> State:
     return state
 
 
-def _rewrite(state: State, edits: tuple[Edit, ...], output: str | Path, overwrite: bool) -> Written:
+def _rewrite(
+    state: State, edits: tuple[Edit, ...], output: str | Path, overwrite: bool
+) -> EditedModel:
     """Copy a folder, with the tensors of the base scaled by the given edits."""
     checkpoint = state.checkpoint
     old, new = (tensor_changes(checkpoint, some) for some in (state.edits, edits))
@@ -206,7 +225,7 @@ def _rewrite(state: State, edits: tuple[Edit, ...], output: str | Path, overwrit
             checkpoint.write(name, values, temporary)
         if edits:
             write_record(temporary, edits, undo)
-    return Written(Path(output), edits, tuple(sorted({*old, *new})), tuple(map(str, left_out)))
+    return EditedModel(Path(output), edits, tuple(sorted({*old, *new})), tuple(map(str, left_out)))
 
 
 def _files(checkpoint: Checkpoint) -> tuple[list[Path], list[Path], list[Path]]:

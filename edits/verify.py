@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ExciseError
+from ..core.loading import model_folder
 from .checkpoint import Checkpoint, digest, fingerprint
 from .edit import Edit
 from .record import Examined, State, examine
@@ -13,7 +14,10 @@ from .record import Examined, State, examine
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether a folder is one base checkpoint with its edits, and nothing else."""
+    """Whether a folder is one base checkpoint with its edits, and nothing else.
+
+    `ok` is the verdict, `reasons` says why not, and `print` shows both in one line.
+    """
 
     folder: Path
     edits: tuple[Edit, ...]
@@ -26,15 +30,21 @@ class Verification:
     """What else is wrong."""
 
     @property
-    def holds(self) -> bool:
+    def ok(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.differing or self.problems)
+        return not self.reasons
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is wrong, a sentence each; empty if nothing is."""
+        wrong = (f"{name} {what}" for name, what in self.differing.items())
+        return (*self.problems, *wrong)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
             "folder": str(self.folder),
-            "holds": self.holds,
+            "holds": self.ok,
             "base": self.base,
             "edits": [edit.digest for edit in self.edits],
             "differing": dict(self.differing),
@@ -42,14 +52,17 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        if self.holds:
+        if self.ok:
             return f"{self.folder} is the base {self.base[:12]} with {listed(self.edits)} alone"
-        wrong = [f"{name} {what}" for name, what in self.differing.items()]
-        more = [f"{len(wrong) - 3} tensors more"] if len(wrong) > 3 else []
-        return f"{self.folder} does not verify: " + "; ".join([*self.problems, *wrong[:3], *more])
+        first = self.reasons[: len(self.problems) + 3]
+        rest = len(self.reasons) - len(first)
+        more = [f"{rest} tensors more"] if rest else []
+        return f"{self.folder} does not verify: {'; '.join([*first, *more])}"
 
 
-def verify(folder: str | Path, edit: Edit | None = None) -> Verification:
+def verify_edit(
+    model: str | Path, edit: Edit | str | Path | None = None, *, revision: str | None = None
+) -> Verification:
     """Check that a model is its base with its edits, tensor by tensor, and nothing else.
 
     Undoes the recorded edits in memory, a tensor at a time, and compares what is left with the
@@ -57,18 +70,21 @@ def verify(folder: str | Path, edit: Edit | None = None) -> Verification:
     Tensors are compared; configs and tokenizer are not.
 
     Args:
-        folder: An edited model.
-        edit: One that has to be in it.
+        model: Folder or name of an edited model.
+        edit: One that has to be in it, or its folder; the edits that are recorded in the model
+            if None.
+        revision: Branch, tag or commit of a hub id.
 
     Raises:
         ExciseError: No model, no record and no edit to check, or a damaged record.
     """
-    state = State.of(folder)
-    if not state.edits and edit is None:
-        raise ExciseError(f"{folder} has no record of edits: give the edit that should be in it")
-    witness = edit or state.edits[0]
+    witness = edit_of(edit) if edit is not None else None
+    state = State.of(model_folder(str(model), revision))
+    if not state.edits and witness is None:
+        raise ExciseError(f"{model} has no record of edits: give the edit that should be in it")
+    witness = witness or state.edits[0]
     examined = examine(state)
-    differing, problems = compare(state, examined, witness)
+    differing, problems = differences(state, examined, witness)
     base = digest(lines_of(state.checkpoint, examined))
     if base == witness.base["digest"] and not state.edits:
         problems.append(f"it is the base {base[:12]} itself, without edit {witness.digest[:12]}")
@@ -81,6 +97,15 @@ def verify(folder: str | Path, edit: Edit | None = None) -> Verification:
     )
 
 
+def edit_of(edit: Edit | str | Path) -> Edit:
+    """Return an edit, read from its folder if it is not one already.
+
+    Raises:
+        ExciseError: The folder holds no edit, or one that is not as it was written.
+    """
+    return edit if isinstance(edit, Edit) else Edit.from_pretrained(edit)
+
+
 def sound(state: State) -> Examined:
     """Examine a folder, edited or not, before something is made of it.
 
@@ -90,7 +115,7 @@ def sound(state: State) -> Examined:
     examined = examine(state)
     wrong = [f"{name} was changed after the edit" for name in examined.wrong]
     if state.edits:
-        differing, problems = compare(state, examined, state.edits[0])
+        differing, problems = differences(state, examined, state.edits[0])
         wrong += [f"{name} {what}" for name, what in differing.items()] + problems
     if wrong:
         raise ExciseError(
@@ -106,7 +131,7 @@ def check_base(state: State, examined: Examined, edit: Edit) -> None:
     Raises:
         ExciseError: Names the first tensor that differs.
     """
-    differing, problems = compare(state, examined, edit)
+    differing, problems = differences(state, examined, edit)
     if not (differing or problems):
         return
     if differing:
@@ -122,7 +147,7 @@ def check_base(state: State, examined: Examined, edit: Edit) -> None:
     )
 
 
-def compare(state: State, examined: Examined, edit: Edit) -> tuple[dict[str, str], list[str]]:
+def differences(state: State, examined: Examined, edit: Edit) -> tuple[dict[str, str], list[str]]:
     """Compare a folder, its edits undone, with an edit's base.
 
     Returns:

@@ -160,10 +160,9 @@ def test_every_public_name_is_there():
     for name in excise.__all__:
         assert getattr(excise, name).__doc__, name
         assert name in dir(excise)
-    assert set(excise.__all__) == set(excise._HOME)
     assert excise.__version__
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        excise.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="nothing"):
+        getattr(excise, "nothing")  # noqa: B009
 
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "accelerate", "jaxtyping")

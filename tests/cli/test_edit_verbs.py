@@ -74,7 +74,7 @@ def test_there_and_back(two: Any, tiny_folder: Folder, tmp_path: Path, kind: str
 
     result = run(revert.command, out, one, "-o", back)
     assert result.exit_code == 0
-    assert f"left: edit {digests[1][:12]}" in result.stdout
+    assert f"edit {digests[1][:12]}" in result.stdout
     missing = run(verify.command, back, one)
     assert missing.exit_code == 3
     assert missing.stdout == ""
@@ -146,7 +146,7 @@ def test_refusals(two: Any, tiny_folder: Folder, tmp_path: Path):
         assert "\n" not in str(error.value)
     assert not out.exists()
     run(apply.command, base, one, "-o", out)
-    for arguments, message in ((["0000"], "0 edits of"), (["x", "--all"], "--all takes out every")):
+    for arguments, message in ((["0000"], "0 edits of"), (["x", "--all"], "takes out every")):
         with pytest.raises(ExciseError, match=message):
             run(revert.command, out, *arguments, "-o", tmp_path / "back")
     assert run(apply.command, base, "-o", out).exit_code == 2

@@ -14,9 +14,9 @@ import torch
 from excise.core.errors import ExciseError
 from excise.core.loading import model_folder
 from excise.core.memory import peak
-from excise.edits.apply import apply_edit, bind, revert
+from excise.edits.apply import apply_edit, bind, revert_edit
 from excise.edits.edit import Edit
-from excise.edits.verify import verify
+from excise.edits.verify import verify_edit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -99,10 +99,10 @@ def test_apply_verify_revert(kind: str, shape: str, checkpoint: Folder, tmp_path
                and not name.endswith("model.safetensors"))  # fmt: skip
     assert all(len(after[name]) == len(before[name]) for name in before)
 
-    verified = verify(tmp_path / "out", edit)
-    assert verified.holds, verified
+    verified = verify_edit(tmp_path / "out", edit)
+    assert verified.ok, verified
     assert verified.base == edit.base["digest"]
-    revert(tmp_path / "out", tmp_path / "back")
+    revert_edit(tmp_path / "out", tmp_path / "back")
     assert contents(tmp_path / "back") == before
 
 
@@ -135,14 +135,14 @@ def test_two_edits_in_either_order(kind: str, checkpoint: Folder, tmp_path: Path
         apply_edit(base, first, tmp_path / f"{name}1")
         apply_edit(tmp_path / f"{name}1", second, tmp_path / name)
         assert same(tmp_path / name, tmp_path / "whole")
-        assert verify(tmp_path / name, one).holds
-        assert verify(tmp_path / name, other).holds
-        revert(tmp_path / name, tmp_path / f"{name}-last")
+        assert verify_edit(tmp_path / name, one).ok
+        assert verify_edit(tmp_path / name, other).ok
+        revert_edit(tmp_path / name, tmp_path / f"{name}-last")
         assert contents(tmp_path / f"{name}-last") == contents(tmp_path / f"{name}1")
-        revert(tmp_path / name, tmp_path / f"{name}-first", first)  # the one underneath
+        revert_edit(tmp_path / name, tmp_path / f"{name}-first", first)  # the one underneath
         apply_edit(base, second, tmp_path / f"{name}2")
         assert contents(tmp_path / f"{name}-first") == contents(tmp_path / f"{name}2")
-        revert(tmp_path / name, tmp_path / f"{name}-all", everything=True)
+        revert_edit(tmp_path / name, tmp_path / f"{name}-all", everything=True)
         assert contents(tmp_path / f"{name}-all") == contents(base)
     assert not same(tmp_path / "ab1", tmp_path / "ab2")
 
@@ -155,10 +155,10 @@ def test_in_place(checkpoint: Folder, tmp_path: Path):
         with pytest.raises(ExciseError, match="exists"):
             apply_edit(model, edit, model)
         apply_edit(model, edit, model, overwrite=True)
-    assert [edit.digest for edit in verify(model).edits] == [edit.digest for edit in edits]
-    revert(model, model, edits[0].digest[:9], overwrite=True)
-    assert [edit.digest for edit in verify(model).edits] == [edits[1].digest]
-    revert(model, model, overwrite=True)
+    assert [edit.digest for edit in verify_edit(model).edits] == [edit.digest for edit in edits]
+    revert_edit(model, model, edits[0].digest[:9], overwrite=True)
+    assert [edit.digest for edit in verify_edit(model).edits] == [edits[1].digest]
+    revert_edit(model, model, overwrite=True)
     assert contents(model) == contents(base)
     assert list(tmp_path.iterdir()) == [model]
 
@@ -169,7 +169,7 @@ def test_an_edit_made_on_an_edited_model_is_for_its_base(checkpoint: Folder, tmp
     edit = bind(NEURONS, tmp_path / "one", "opt")
     assert edit.digest == bind(NEURONS, base).digest
     apply_edit(base, edit, tmp_path / "other")
-    assert verify(tmp_path / "other", edit).holds
+    assert verify_edit(tmp_path / "other", edit).ok
 
 
 def refused(folder: Path, edit: Edit, tmp_path: Path) -> str:
@@ -213,7 +213,7 @@ def test_the_same_checkpoint_in_other_files_is_the_base(checkpoint: Folder, tmp_
     edit = bind(HEADS, checkpoint("llama-gqa"))
     apply_edit(checkpoint("llama-gqa", "float32-sharded"), edit, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
-    assert verify(tmp_path / "out", edit).holds
+    assert verify_edit(tmp_path / "out", edit).ok
 
 
 def test_names_without_the_prefix(checkpoint: Folder, tmp_path: Path):
@@ -224,7 +224,7 @@ def test_names_without_the_prefix(checkpoint: Folder, tmp_path: Path):
     stored = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
     save_file(stored, bare / "model.safetensors", {"format": "pt"})
     apply_edit(bare, edit := bind(NEURONS, bare), tmp_path / "out")
-    assert verify(tmp_path / "out", edit).holds
+    assert verify_edit(tmp_path / "out", edit).ok
     apply_edit(checkpoint("opt"), bind(NEURONS, checkpoint("opt")), tmp_path / "full")
     full, found = tensors(tmp_path / "full"), tensors(tmp_path / "out")
     assert all(torch.equal(full[f"model.{name}"], tensor) for name, tensor in found.items())
@@ -242,7 +242,7 @@ def test_twice_and_in_conflict(checkpoint: Folder, tmp_path: Path):
         apply_edit(base, [edit, edit], tmp_path / "never")
     agreeing = bind(Edit(neurons={(0, 4): 1 / 3, (0, 9): 0.0}), base)
     apply_edit(tmp_path / "out", agreeing, tmp_path / "more")
-    revert(tmp_path / "more", tmp_path / "less", agreeing)  # what both do stays
+    revert_edit(tmp_path / "more", tmp_path / "less", agreeing)  # what both do stays
     assert same(tmp_path / "less", tmp_path / "out")
 
 
@@ -259,7 +259,7 @@ def test_files_that_hold_the_weights_again_are_left_out(checkpoint: Folder, tmp_
     found = contents(tmp_path / "out")
     assert all(found[name] == name.encode() for name in kept)
     assert not {*old, ".git/objects/pack"} & found.keys()
-    assert verify(tmp_path / "out").holds
+    assert verify_edit(tmp_path / "out").ok
 
 
 def test_folders_that_are_no_checkpoint(checkpoint: Folder, tmp_path: Path):
@@ -269,7 +269,7 @@ def test_folders_that_are_no_checkpoint(checkpoint: Folder, tmp_path: Path):
     for folder, message in ((tmp_path / "edit", "(edit): give a model"), (tmp_path, "config.json")):
         assert message in refused(folder, edit, tmp_path)
     with pytest.raises(ExciseError, match="no edits: nothing to revert"):
-        revert(base, tmp_path / "never")
+        revert_edit(base, tmp_path / "never")
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text('{"model_type": "llama"}')
@@ -320,8 +320,8 @@ def test_in_place_loses_nothing(checkpoint: Folder, tmp_path: Path):
             shutil.rmtree(tmp_path / gone)
         lost.unlink()
     apply_edit(model, edit, tmp_path / "link", overwrite=True)
-    assert verify(model, edit).holds
-    revert(tmp_path / "link", model, overwrite=True)
+    assert verify_edit(model, edit).ok
+    revert_edit(tmp_path / "link", model, overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert contents(model) == contents(base)
 
@@ -351,11 +351,11 @@ def test_no_link_out_of_the_folder_is_followed(checkpoint: Folder, tmp_path: Pat
     assert done.left_out == ("other.bin",)
     assert "folder" not in {path.name for path in (tmp_path / "out").iterdir()}
     assert (tmp_path / "out" / "again.json").read_bytes() == (base / "config.json").read_bytes()
-    assert verify(tmp_path / "out", edit).holds
+    assert verify_edit(tmp_path / "out", edit).ok
     apply_edit(base, edit, tmp_path / "edited")
     (tmp_path / "edited" / "notes.txt").symlink_to(tmp_path / "private" / "key")
     with pytest.raises(ExciseError, match=r"notes\.txt is a link out of the folder"):
-        revert(tmp_path / "edited", tmp_path / "back")
+        revert_edit(tmp_path / "edited", tmp_path / "back")
     assert {name for name in before if name.startswith("private")} == {"private/key"}
     assert b"secret" not in contents(tmp_path / "out").values()
 
@@ -369,7 +369,7 @@ def test_a_snapshot_of_the_hubs_cache(checkpoint: Folder, tmp_path: Path):
         (model / file.name).symlink_to(f"../../blobs/{number}")
     edit = bind(HEADS, model)
     apply_edit(model, edit, tmp_path / "out")
-    revert(tmp_path / "out", tmp_path / "back")
+    revert_edit(tmp_path / "out", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
 
@@ -392,8 +392,8 @@ def test_reverting_gives_the_base(
     with TemporaryDirectory() as name:
         out, back = Path(name) / "out", Path(name) / "back"
         apply_edit(base, edit, out)
-        assert verify(out, edit).holds
-        revert(out, back)
+        assert verify_edit(out, edit).ok
+        revert_edit(out, back)
         assert contents(back) == contents(base)
 
 
@@ -406,9 +406,9 @@ def test_seconds_bytes_and_hashes_of_smollm2(smollm2: str, tmp_path: Path):
     seconds, before = [time.process_time()], peak()
     apply_edit(base, edit, tmp_path / "out")
     seconds.append(time.process_time())
-    assert verify(tmp_path / "out", edit).holds
+    assert verify_edit(tmp_path / "out", edit).ok
     seconds.append(time.process_time())
-    revert(tmp_path / "out", tmp_path / "out", overwrite=True)
+    revert_edit(tmp_path / "out", tmp_path / "out", overwrite=True)
     seconds.append(time.process_time())
     assert all(after - before <= 5 for before, after in pairwise(seconds)), seconds
     assert peak() - before < 100e6  # of 538 MB

@@ -15,7 +15,7 @@ from excise.core.errors import ExciseError
 from excise.edits import seal
 from excise.edits.apply import apply_edit, bind
 from excise.edits.edit import Edit
-from excise.edits.verify import verify
+from excise.edits.verify import verify_edit
 from safetensors.torch import load_file, save_file
 
 
@@ -28,7 +28,7 @@ from excise.core.files.output import check_output
 from excise.core.errors import ExciseError
 from excise.edits.apply import apply_edit
 from excise.edits.edit import Edit
-from excise.edits.verify import verify
+from excise.edits.verify import verify_edit
 
 base, folder, there = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "there"
 one, other = (Edit.from_pretrained(folder / name) for name in ("one", "other"))
@@ -68,8 +68,8 @@ for n in range(20):
     half = (folder / ".out.excise.part").exists()
     try:
         check_output(out, True, "model")  # what any later run does first
-        state = "nothing" if not out.exists() else "one" if verify(out, one).holds else "other"
-        assert state != "other" or verify(out, other).holds
+        state = "nothing" if not out.exists() else "one" if verify_edit(out, one).ok else "other"
+        assert state != "other" or verify_edit(out, other).ok
     except ExciseError as error:
         state = str(error)
     left = {path.name for path in folder.iterdir()} - {"one", "other", "out"}
@@ -248,7 +248,7 @@ def test_the_edit_that_they_start_from_is_fine(
     resealed(tmp_path / "edit", lambda config, tensors: None)
     edit = Edit.from_pretrained(tmp_path / "edit")
     apply_edit(checkpoint("opt"), edit, tmp_path / "out")
-    assert verify(tmp_path / "out", Edit.from_pretrained(edit_folder)).holds
+    assert verify_edit(tmp_path / "out", Edit.from_pretrained(edit_folder)).ok
     size = sum(file.stat().st_size for file in edit_folder.iterdir())
     assert size <= 16 * 1024
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from excise.core.errors import ExciseError
-from excise.edits.apply import apply_edit, bind, revert
+from excise.edits.apply import apply_edit, bind, revert_edit
 from excise.edits.edit import Edit
-from excise.edits.verify import verify
+from excise.edits.verify import verify_edit
 
 
 Folder = Callable[..., Path]
@@ -23,12 +23,12 @@ def test_what_verify_finds(checkpoint: Folder, tmp_path: Path, changed: Any):
     base, out = checkpoint("llama-gqa", "float32-sharded"), tmp_path / "out"
     edit, other = bind(HEADS, base), bind(NEURONS, base)
     apply_edit(base, edit, out)
-    assert verify(out).holds
-    assert "is not in it" in str(verify(out, other))
-    assert "base" in str(found := verify(base, edit))
+    assert verify_edit(out).ok
+    assert "is not in it" in str(verify_edit(out, other))
+    assert "base" in str(found := verify_edit(base, edit))
     assert "itself, without edit" in str(found)
     with pytest.raises(ExciseError, match="give the edit"):
-        verify(base)
+        verify_edit(base)
 
     norm, scaled = "model.norm.weight", "model.layers.0.self_attn.o_proj.weight"
     for name, at, what in (
@@ -39,17 +39,17 @@ def test_what_verify_finds(checkpoint: Folder, tmp_path: Path, changed: Any):
         copy = tmp_path / f"{name}{at}"
         shutil.copytree(out, copy)
         changed(copy, name, at=at)
-        assert verify(copy, edit).differing == {name: what}
-        assert not verify(copy).holds
-        for verb in (lambda to, copy=copy: revert(copy, to),
+        assert verify_edit(copy, edit).differing == {name: what}
+        assert not verify_edit(copy).ok
+        for verb in (lambda to, copy=copy: revert_edit(copy, to),
                      lambda to, copy=copy: apply_edit(copy, other, to)):  # fmt: skip
             with pytest.raises(ExciseError, match=f"no longer its base.*{name}"):
                 verb(tmp_path / "never")
     for file in ADDED:
         path = out / file
         (shutil.rmtree if path.is_dir() else Path.unlink)(path)
-    lost = verify(out, edit)
-    assert not lost.holds
+    lost = verify_edit(out, edit)
+    assert not lost.ok
     assert "no record of any edit" in str(lost)
     assert scaled in lost.differing
 
@@ -64,7 +64,7 @@ def test_a_record_that_lies(checkpoint: Folder, tmp_path: Path):
     part = out / "excise-edits" / one.digest[:12]
 
     def fails(message: str) -> None:
-        for verb in (lambda: verify(out), lambda: revert(out, tmp_path / "never"),
+        for verb in (lambda: verify_edit(out), lambda: revert_edit(out, tmp_path / "never"),
                      lambda: apply_edit(out, other, tmp_path / "never")):  # fmt: skip
             with pytest.raises(ExciseError, match=message):
                 verb()

@@ -1,0 +1,63 @@
+"""The public names, each with its file: what `import excise` offers, and what editors read."""
+
+from .circuits.attribution import attribute as attribute
+from .circuits.circuit import Circuit as Circuit
+from .circuits.find import find_circuit as find_circuit
+from .circuits.pairs import Pairs as Pairs
+from .circuits.pairs import encode_pairs as encode_pairs
+from .circuits.scores import Attribution as Attribution
+from .circuits.search import Parts as Parts
+from .circuits.search import Search as Search
+from .circuits.testbed.planted import Planted as Planted
+from .circuits.testbed.planted import planted as planted
+from .core.data import Batch as Batch
+from .core.data import Prompt as Prompt
+from .core.data import Sample as Sample
+from .core.data import collate as collate
+from .core.data import encode_prompts as encode_prompts
+from .core.data import encode_texts as encode_texts
+from .core.documents import read_documents as read_documents
+from .core.errors import ExciseError as ExciseError
+from .core.export import save_model as save_model
+from .core.families import FAMILIES as FAMILIES
+from .core.families import Family as Family
+from .core.families import ModelView as ModelView
+from .core.generation import Decoding as Decoding
+from .core.loading import Loaded as Loaded
+from .core.loading import LoadOptions as LoadOptions
+from .core.loading import load_model as load_model
+from .edits.apply import apply_edit as apply_edit
+from .edits.apply import revert_edit as revert_edit
+from .edits.edit import Edit as Edit
+from .edits.verify import verify_edit as verify_edit
+from .eval.choice import TaskAccuracy as TaskAccuracy
+from .eval.choice import choice_accuracy as choice_accuracy
+from .eval.compare import compare as compare
+from .eval.gate import check_gate as check_gate
+from .eval.perplexity import Perplexity as Perplexity
+from .eval.perplexity import perplexity as perplexity
+from .eval.policy import read_policy as read_policy
+from .eval.repetition import Repetition as Repetition
+from .eval.report import Report as Report
+from .eval.run import evaluate as evaluate
+from .eval.scorers import get_scorer as get_scorer
+from .eval.toxicity import Toxicity as Toxicity
+from .lrp.fitter import RelevanceFitter as RelevanceFitter
+from .lrp.relevance import Relevance as Relevance
+from .lrp.run import forecast as forecast
+from .lrp.run import score as score
+from .lrp.scope import LRPScope as LRPScope
+from .prune.compare import compare_recipes as compare_recipes
+from .prune.mask import Mask as Mask
+from .prune.mask import select as select
+from .prune.recipe import Recipe as Recipe
+from .prune.recipe import get_recipe as get_recipe
+from .prune.run import prune_weights as prune_weights
+from .prune.structured.shrink import select_uniform as select_uniform
+from .prune.structured.shrink import shrink as shrink
+from .prune.structured.units import unit_scores as unit_scores
+from .tasks.ioi import ioi_prompts as ioi_prompts
+from .tasks.registry import task_prompts as task_prompts
+
+__version__: str
+__all__: list[str]
