@@ -55,11 +55,15 @@ def compare_circuits(first: Circuit, second: Circuit) -> CircuitDiff:
     )
 
 
-def _spearman(first: Circuit, second: Circuit) -> float:
+def _spearman(first: Circuit, second: Circuit) -> float | None:
+    """Return the rank correlation of all scores; None where all of one circuit are equal."""
     from scipy.stats import spearmanr
 
     level = first.level.name
-    found = spearmanr(first.scores[level].mean.numpy(), second.scores[level].mean.numpy())
+    scores = [circuit.scores[level].mean.numpy() for circuit in (first, second)]
+    if not all((values != values[0]).any() for values in scores):
+        return None
+    found = spearmanr(*scores)
     return float(found.statistic)  # type: ignore[attr-defined]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import ExciseError
 from .words import FilePath
 
 
@@ -126,11 +127,13 @@ def check_output(output: Path, overwrite: bool, kind: str, in_place: bool = Fals
 
 def _reads(params: Sequence[click.Parameter], values: dict[str, Any]) -> Iterator[str]:
     """Yield the paths that options may name; a scorer has its own behind a colon."""
+    from ..core.files.reading import is_name
+
     for param in params:
         if isinstance(param.type, Readable | click.Path) and not isinstance(param.type, Writable):
             value = values.get(str(param.name)) or ()
             for one in map(str, value if isinstance(value, tuple) else (value,)):
-                yield from (one, one.partition(":")[2])
+                yield from filter(is_name, (one, one.partition(":")[2]))
 
 
 def load(options: dict[str, Any]) -> "Loaded":

@@ -304,6 +304,9 @@ def test_two_circuits_side_by_side(tiny_llama: Any, tiny_opt: Any, parts: Parts)
     assert found.expected == pytest.approx(2.4 / 7.6)
     assert found.rank_correlation == pytest.approx(1.0)
     json.dumps(found.as_json())
+    flat = replace(one.scores["nodes"], mean=torch.zeros_like(one.scores["nodes"].mean))
+    alike = replace(one, scores={"nodes": flat})
+    assert compare_circuits(alike, two).rank_correlation is None
     edges = found_in(tiny_llama, parts, level="edges", size=25)
     with pytest.raises(ExciseError, match="the level is nodes here and edges there"):
         compare_circuits(one, edges)

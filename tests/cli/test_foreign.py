@@ -93,6 +93,7 @@ def test_a_tokenizer_that_is_not_here_is_not_fetched(
         (("prune", "M", "--sparsity", "0.5", "--recipe", "wanda", "-o", "out", "--length", "8",
           "--layer-device", "meta"), "--layer-device cpu"),
         (("show", "R", "--html", ""), "no name"),
+        (("revert", "a\0b", "R", "-o", "out"), "no name"),
         (("show", "R", "--top", "0x1"), "'0x1'"),
         (("score", "M", "--no-such-option"), "--no-such-option"),
         (("prune",), "MODEL"),
