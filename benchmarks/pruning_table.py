@@ -26,7 +26,7 @@ from excise.core.documents import builtin_text
 from excise.core.loading import load_model
 from excise.core.memory import watched
 from excise.prune.compare import unchanged
-from excise.prune.plan import plan
+from excise.prune.forecast import forecast_pruning
 from excise.prune.recipe import RECIPES, Recipe, get_recipe
 from excise.prune.run import prune_weights
 from transformers import OPTConfig, OPTForCausalLM
@@ -183,14 +183,15 @@ def main() -> None:
             key = f"{name}@{amount}#{seed}"
             if key in rows:
                 continue
-            planned = plan(model, samples, recipe_at(name, amount))
+            planned = forecast_pruning(model, samples, recipe_at(name, amount))
             with unchanged(model):
                 with watched() as held:
                     pruned = prune_weights(model, samples, recipe_at(name, amount), seed=seed)
                 found = losses(model, test, given.window, given.windows)
             rows[key] = {"losses": found, "sparsity": pruned.sparsity, "seconds": pruned.seconds,
-                         "peak": held.added, "layer_and_buffers": planned.layer + planned.buffers,
-                         "planned_peak": planned.peak - planned.held,
+                         "peak": held.added,
+                         "layer_and_buffers": planned.parts["layer"] + planned.parts["buffers"],
+                         "planned_peak": planned.peak - planned.parts["held"],
                          "planned_seconds": planned.seconds}  # fmt: skip
             print(f"{key}: {math.exp(sum(found) / len(found)):.2f}, {pruned.seconds:.0f} s",
                   flush=True)  # fmt: skip

@@ -118,7 +118,7 @@ def _weights(
     from ..core.export import save_model
     from ..core.loading import load_model
     from ..core.memory import peak, readable, unpageable, watched
-    from ..prune.plan import plan
+    from ..prune.forecast import forecast_pruning
     from ..prune.progress import Progress
     from ..prune.run import prune_weights
 
@@ -126,14 +126,14 @@ def _weights(
     source, offload = calibration_of(options), options["offload"]
     loaded = load_model(options.pop("model"), shared.loading(options), offload)
     samples = source.samples(loaded, placeholders=options["dry_run"])
-    expected = plan(loaded.model, samples, recipe, options["batch_size"])
+    expected = forecast_pruning(loaded.model, samples, recipe, options["batch_size"])
     say(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
     if options["dry_run"]:
         planned = {"recipe": recipe.to_json(), "peak": expected.peak, "seconds": expected.seconds}
         say(json_text(planned) if as_json else f"{recipe}: {expected}")
         return
     assert output is not None
-    if offload and expected.gradients:
+    if offload and expected.parts["gradients"]:
         say("gradients read all weights from disk for every batch", err=True)
     started = time.perf_counter()
     with watched(count=unpageable) as held:
@@ -170,7 +170,7 @@ def _table(
     from ..core.provenance import Seen
     from ..core.texts import line_hashes, near
     from ..eval.perplexity import Perplexity
-    from ..prune.plan import plan
+    from ..prune.forecast import forecast_pruning
     from .prune_table import measure_all, write_table
 
     names = _listed(options["compare"]) or [options["recipe"]]
@@ -188,7 +188,7 @@ def _table(
     samples = source.samples(loaded, placeholders=options["dry_run"])
     plans = {}
     for name, recipe in recipes.items():
-        plans[name] = plan(loaded.model, samples, recipe, options["batch_size"])
+        plans[name] = forecast_pruning(loaded.model, samples, recipe, options["batch_size"])
         say(f"{name}: {recipe}: {plans[name]}", err=True)
     if options["dry_run"]:
         told = {name: {"peak": p.peak, "seconds": p.seconds} for name, p in plans.items()}

@@ -85,7 +85,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
     from ..prune.structured.compensation import check_biases, mean_inputs_of
     from ..prune.structured.shrink import check_shrink, shrink
     from ..prune.structured.size import parameters_left, parameters_of
-    from ..prune.structured.units import forecast, get_unit_criterion
+    from ..prune.structured.units import forecast_units, get_unit_criterion
     from .calibration import calibration_of
 
     component, size = options["components"], options["batch_size"]
@@ -110,7 +110,7 @@ def _cut(relevance: "Relevance | None", as_json: bool, options: dict[str, Any]) 
         said += f": {_short(before)} -> {_short(after)} parameters"
     samples = source.samples(loaded, placeholders=options["dry_run"]) if source else []
     passes = name if criterion.needs_data else "wanda" if compensate else "random"
-    expected = forecast(model, samples, component, passes, size)
+    expected = forecast_units(model, samples, component, passes, size)
     what = criterion.summary if not relevance else "scored before"
     say(f"{options['relevance'] or name}: {what}", err=True)
     say(f"{source or 'no calibration'}: {expected}", err=True)

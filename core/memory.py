@@ -2,9 +2,9 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,28 @@ def readable(n: float) -> str:
             return f"{n:.0f} {unit}"
         n /= 1024
     return f"{n:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need, before it starts; every door returns one for `dry_run=True`."""
+
+    peak: int
+    """Bytes held at most, the model included unless it lies on disk."""
+    seconds: float = 0.0
+    """Right to a factor of two; zero if nothing was timed or counted."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Numbers that it was counted from, by what is counted, as in `samples per pass`."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by what takes them. They need not add up to the peak: some are never held together."""
+
+    def __str__(self) -> str:
+        time = f"{self.seconds / 60:.0f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
+        parts = ", ".join(f"{name} {readable(size)}" for name, size in self.parts.items() if size)
+        needed = f"about {time}, " if self.seconds else ""
+        needed += f"peak memory about {readable(self.peak)}" + (f" ({parts})" if parts else "")
+        counts = ", ".join(f"{n:,} {name}" for name, n in self.counts.items())
+        return f"{counts}; {needed}" if counts else needed
 
 
 def _read_pages(model: Any) -> None:

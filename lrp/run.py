@@ -17,7 +17,7 @@ from ..core.data import Batch, Sample, batches, check_length, fingerprint
 from ..core.errors import ExciseError
 from ..core.files.progress import Progress
 from ..core.identity import identity_of
-from ..core.memory import available, held_with, readable, resident
+from ..core.memory import Forecast, available, held_with, resident
 from ..core.provenance import KEY, Seen
 from .fitter import RelevanceFitter
 from .relevance import Relevance
@@ -200,20 +200,6 @@ def _merge(fitter: RelevanceFitter) -> None:
 
 def _shapes(weights: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     return [(key, torch.empty(tensor.shape, device="meta")) for key, tensor in weights.items()]
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run will need."""
-
-    peak: int
-    """Bytes: the model, the activations of one batch, and the scores."""
-    seconds: float
-    """Zero if no batch was timed."""
-
-    def __str__(self) -> str:
-        time_needed = f"about {self.seconds:.0f} s, " if self.seconds else ""
-        return f"{time_needed}peak memory about {readable(self.peak)}"
 
 
 def forecast(

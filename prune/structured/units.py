@@ -13,8 +13,7 @@ from torch import Tensor
 from ...core.data import Sample, check_length
 from ...core.errors import ExciseError, finer, look_up
 from ...core.families import ModelView
-from ...core.memory import held_with
-from ...lrp.run import Forecast
+from ...core.memory import Forecast, held_with
 from ...lrp.run import forecast as forecast_relevance
 from .formulas import flap, wanda
 from .shrink import STRUCTURED, StructuredComponent
@@ -104,7 +103,7 @@ def get_unit_criterion(name: str, component: StructuredComponent) -> UnitCriteri
     return chosen
 
 
-def forecast(
+def forecast_units(
     model: Any,
     samples: Sequence[Sample],
     component: StructuredComponent,
@@ -121,7 +120,7 @@ def forecast(
     longest = max((len(sample.input_ids) for sample in samples), default=0)
     tokens = min(batch_size, len(samples)) * longest if chosen.needs_data else 0
     activations = tokens * (3 * view.d_mlp + 8 * view.d_model) * size
-    return Forecast(held_with(model) + widest + activations, 0.0)
+    return Forecast(held_with(model) + widest + activations)
 
 
 _ALL = (

@@ -9,7 +9,7 @@ from excise.core.data import Sample
 from excise.core.families import ModelView
 from excise.core.memory import watched
 from excise.prune.compare import compare_recipes, unchanged
-from excise.prune.plan import plan
+from excise.prune.forecast import forecast_pruning
 from excise.prune.recipe import RECIPES, Recipe, get_recipe
 from excise.prune.run import prune_weights
 
@@ -66,19 +66,20 @@ def test_watching_memory():
 @pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
 def test_plans_follow_the_recipe(kind: str, tiny: Callable[..., Any]):
     model = tiny(kind)
-    found = {name: plan(model, prompts(), recipe, speed=1e9) for name, recipe in RECIPES.items()}
+    told = {name: forecast_pruning(model, prompts(), RECIPES[name], speed=1e9) for name in RECIPES}
+    found = {name: forecast.parts for name, forecast in told.items()}
     weights = sum(linear.weight.numel() for linear in ModelView.of(model).layer_linears().values())
     hidden = 44 * 32 * 4  # of 44 tokens, 32 wide
-    assert found["magnitude"].buffers == found["magnitude"].gradients == 0
-    assert found["wanda"].buffers == hidden
-    assert found["best"].buffers == 2 * hidden
-    assert found["wanda"].gradients == 0 < found["fisher"].gradients
-    assert found["wanda"].scores == weights // 8
-    assert found["fisher"].scores == weights // 4 + 4 * weights  # two masks, and float32 sums
-    assert found["best"].scores == weights // 8 + 4 * weights
+    assert found["magnitude"]["buffers"] == found["magnitude"]["gradients"] == 0
+    assert found["wanda"]["buffers"] == hidden
+    assert found["best"]["buffers"] == 2 * hidden
+    assert found["wanda"]["gradients"] == 0 < found["fisher"]["gradients"]
+    assert found["wanda"]["scores"] == weights // 8
+    assert found["fisher"]["scores"] == weights // 4 + 4 * weights  # two masks, and float32 sums
+    assert found["best"]["scores"] == weights // 8 + 4 * weights
     grams = 4 * (3 * 32**2 + 24**2)
-    assert found["sparsegpt"].layer - found["wanda"].layer == grams + 16 * 32**2
-    assert found["wanda"].seconds < found["best-mask"].seconds < found["best"].seconds
-    twice = plan(model, prompts(), Recipe(steps=2), speed=1e9)
-    assert twice.seconds == pytest.approx(2 * found["wanda"].seconds)
-    assert all("peak memory about" in str(each) for each in found.values())
+    assert found["sparsegpt"]["layer"] - found["wanda"]["layer"] == grams + 16 * 32**2
+    assert told["wanda"].seconds < told["best-mask"].seconds < told["best"].seconds
+    twice = forecast_pruning(model, prompts(), Recipe(steps=2), speed=1e9)
+    assert twice.seconds == pytest.approx(2 * told["wanda"].seconds)
+    assert all("peak memory about" in str(each) for each in told.values())

@@ -14,7 +14,12 @@ from excise.prune.structured.compensation import mean_inputs_of
 from excise.prune.structured.formulas import block_influence, flap, magnitude, wanda
 from excise.prune.structured.shrink import STRUCTURED, select_uniform, shrink
 from excise.prune.structured.size import parameters_left
-from excise.prune.structured.units import UNIT_CRITERIA, forecast, get_unit_criterion, unit_scores
+from excise.prune.structured.units import (
+    UNIT_CRITERIA,
+    forecast_units,
+    get_unit_criterion,
+    unit_scores,
+)
 from torch import Tensor
 
 
@@ -202,7 +207,7 @@ def test_every_score_is_finite_and_leaves_no_trace(
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     select_uniform(scores, component, 0.5, view)
-    assert forecast(model, SAMPLES, component, criterion, 2).peak > 0
+    assert forecast_units(model, SAMPLES, component, criterion, 2).peak > 0
 
 
 def test_random_is_by_seed(tiny_llama: Any):

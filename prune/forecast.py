@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..core.data import Sample
 from ..core.families import ModelView
-from ..core.memory import held_with, on_disk, readable
+from ..core.memory import Forecast, held_with, on_disk
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.run import activation_bytes
 from .calibrate import passes
@@ -18,45 +17,9 @@ from .recipe import Recipe
 from .scopes import parse_scope
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Bytes and seconds, each by what takes them."""
-
-    held: int
-    """Bytes the process holds now, the model among them unless it lies on disk."""
-    scores: int
-    """Of what the whole model decides: masks, statistics of weights."""
-    gradients: int
-    """Of activations while gradients are taken."""
-    layer: int
-    """Of one decoder layer with its gram matrices and the copies that scoring and updating make,
-    and a batch: what the device holds."""
-    buffers: int
-    """Of the hidden states of all samples: those a layer reads, and the dense model's last ones
-    if tuning fits them."""
-    seconds: float
-    disk: int = 0
-    """Of weights in mapped files, which the system pages in and out: no part of the peak."""
-
-    @property
-    def peak(self) -> int:
-        """Most bytes held at once: gradients are not taken while a layer is pruned."""
-        return self.held + self.scores + self.buffers + max(self.gradients, self.layer)
-
-    def __str__(self) -> str:
-        parts = [f"{readable(self.held)} now"]
-        for name in ("scores", "gradients", "layer", "buffers"):
-            if size := getattr(self, name):
-                parts.append(f"{name} {readable(size)}")
-        if self.disk:
-            parts.append(f"weights on disk {readable(self.disk)}, not counted")
-        time = f"{self.seconds / 60:.0f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
-        return f"about {time}, peak memory about {readable(self.peak)} ({', '.join(parts)})"
-
-
-def plan(
+def forecast_pruning(
     model: Any, samples: Sequence[Sample], recipe: Recipe, batch_size: int = 4, speed: float = 0.0
-) -> Plan:
+) -> Forecast:
     """Count what pruning will take. The model is not run.
 
     Time is the number of operations over the machine's speed: right to a factor of two.
@@ -67,6 +30,15 @@ def plan(
         recipe: How it will be pruned.
         batch_size: Samples per pass.
         speed: Multiplications and additions per second; 0 measures it on one product.
+
+    Returns:
+        Parts are bytes: `held` now, the model among them unless it lies on disk; `scores`, of what
+        the whole model decides (masks, statistics of weights); `gradients`, of activations while
+        they are taken; `layer`, of one decoder layer with its gram matrices, the copies that
+        scoring and updating make and a batch, which is what the device holds; `buffers`, of the
+        hidden states of all samples (those a layer reads, and the dense model's last ones if
+        tuning fits them); and `on disk`, of weights in mapped files, which the system pages in
+        and out: no part of the peak. Gradients are not taken while a layer is pruned.
 
     Raises:
         ExciseError: A pattern that does not fit the model.
@@ -86,15 +58,18 @@ def plan(
         gradients = activation_bytes(fitter, (rows if gathered else 1) * longest)
     kept = sum(name in needs for name in gathered)
     bits = 2 if parse_scope(recipe.scope).kind == "global" else 1  # per weight, of masks
-    return Plan(
-        held=held_with(model),
-        scores=weights * bits // 8 + 4 * weights * kept,
-        gradients=gradients,
-        layer=_layer_bytes(view, recipe, rows * longest),
-        buffers=tokens * view.d_model * size * (recipe.sees_inputs + bool(recipe.tune)),
-        seconds=_operations(view, recipe, tokens) / (speed or _speed(view.embedding.weight)),
-        disk=on_disk(model),
-    )
+    parts = {
+        "held": held_with(model),
+        "scores": weights * bits // 8 + 4 * weights * kept,
+        "gradients": gradients,
+        "layer": _layer_bytes(view, recipe, rows * longest),
+        "buffers": tokens * view.d_model * size * (recipe.sees_inputs + bool(recipe.tune)),
+        "on disk": on_disk(model),
+    }
+    peak = parts["held"] + parts["scores"] + parts["buffers"]
+    peak += max(gradients, parts["layer"])
+    seconds = _operations(view, recipe, tokens) / (speed or _speed(view.embedding.weight))
+    return Forecast(peak, seconds, parts=parts)
 
 
 def _layer_bytes(view: ModelView, recipe: Recipe, tokens: int) -> int:
