@@ -1,13 +1,15 @@
 """Are the intervals and the gate honest? Simulations in which the truth is known.
 
     python benchmarks/statistics_simulation.py
+    python benchmarks/statistics_simulation.py --only areas
     python benchmarks/statistics_simulation.py --model smollm2 --prompts FILE
 
-The first part lets damage as large as a gate's bound be skewed or rare and counts how often it
-passes. The second draws units from known distributions and counts how often the 95 % interval holds
-the truth. The third lets the gate decide on two identical models that differ by their sampling
-seed only, with simulated toxicity; the third does so with completions of a real model: of many
-completions per prompt, two disjoint random halves play two seeds.
+`damage` lets damage as large as a gate's bound be skewed or rare and counts how often it passes.
+`coverage` draws units from known distributions and counts how often the 95 % interval holds the
+truth; `areas` does so for CPR and CMD of a circuit's curve. `alarms` lets the gate decide on two
+identical models that differ by their sampling seed only, with simulated toxicity; with `--model` it
+does so with completions of a real model: of many completions per prompt, two disjoint random halves
+play two seeds.
 """
 
 import argparse
@@ -16,9 +18,12 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from excise.circuits.faithfulness import FRACTIONS, Trial, area
+from excise.circuits.faithfulness import Outcome as Answers
 from excise.core.bootstrap import Bootstrap
 from excise.core.statistics import Statistic, measure, wilson
 from excise.eval.gate import check_gate
@@ -123,6 +128,47 @@ def coverage(sizes: list[int], repetitions: int, seed: int) -> None:
             return low <= truth <= high
 
         _line(name, holds, sizes, repetitions, seed)
+
+
+def curves(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return, of n prompts, the effect of the model and of a circuit at each fraction kept.
+
+    What a prompt has beyond the mean curve is much the same at neighbouring fractions, and less
+    where nearly all is kept.
+    """
+    mean = 1 - np.exp(-np.array(FRACTIONS) / 0.05)
+    steps = rng.normal(size=(n, len(FRACTIONS)))
+    for i in range(1, len(FRACTIONS)):
+        steps[:, i] = 0.9 * steps[:, i - 1] + math.sqrt(1 - 0.81) * steps[:, i]
+    whole = rng.normal(3.0, 1.5, n)
+    kept = whole[:, None] * mean + (0.2 + 0.8 * (1 - mean)) * steps
+    kept[:, -1] = whole
+    return whole, kept
+
+
+def areas(sizes: list[int], repetitions: int, seed: int) -> None:
+    """How often the intervals of CPR and CMD hold the areas under the curve of all prompts."""
+    print(f"Coverage of 95 % intervals in %, {repetitions} repetitions; +- is 1.96 standard errors")
+    whole, kept = curves(np.random.default_rng(seed + 1), 400_000)
+    curve = kept.mean(0) / whole.mean()
+    truths = {"cpr": area(FRACTIONS, curve), "cmd": area(FRACTIONS, np.abs(1 - curve))}
+
+    def holds(rng: np.random.Generator, n: int) -> list[bool]:
+        whole, kept = curves(rng, n)
+        trial = object.__new__(Trial)  # one that was run already
+        trial.ablator = SimpleNamespace(ablation="no")  # type: ignore[assignment]
+        trial.full, trial.empty = Answers(whole, 0 * whole), Answers(0 * whole, 0 * whole)
+        found = trial.areas(FRACTIONS, [Answers(values, 0 * values) for values in kept.T])
+        ends = {name: getattr(found, name).ci for name in truths}
+        return [ends[name][0] <= truth <= ends[name][1] for name, truth in truths.items()]
+
+    for n in sizes:
+        rng = np.random.default_rng(seed + n)
+        shares = np.mean([holds(rng, n) for _ in range(repetitions)], 0)
+        errors = 196 * np.sqrt(shares * (1 - shares) / repetitions)
+        cells = [f"{name.upper()} {100 * share:.1f} +- {error:.1f}"
+                 for name, share, error in zip(truths, shares, errors, strict=True)]  # fmt: skip
+        print(f"  n={n:<4}" + "   ".join(cells), flush=True)
 
 
 def _line(name: str, holds: Any, sizes: list[int], repetitions: int, seed: int) -> None:
@@ -270,7 +316,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[30, 100, 300])
     parser.add_argument("--damage-sizes", type=int, nargs="+", default=[16, 30, 100, 300])
-    parser.add_argument("--damage-only", action="store_true", help="Only skewed and rare damage.")
+    parser.add_argument("--area-sizes", type=int, nargs="+", default=[8, 16, 24, 48])
+    parser.add_argument("--only", choices=("damage", "coverage", "areas", "alarms"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="Use completions of this model for the gate.")
     parser.add_argument("--prompts", help="File of prompts for it.")
@@ -291,12 +338,16 @@ def main() -> None:
             name = f"{options.model}, {len(scores)} prompts x {k} completions"
             alarms(name, recorded(scores, k), options.repetitions)
         return
-    damage(options.damage_sizes, options.repetitions, options.seed)
-    if options.damage_only:
-        return
-    coverage(options.sizes, options.repetitions, options.seed)
-    for n, k in ((30, 1), (100, 1), (100, 25)):
-        alarms(f"simulated, {n} prompts x {k} completions", simulated(n, k), options.repetitions)
+    times, seed, only = options.repetitions, options.seed, options.only
+    if only in (None, "damage"):
+        damage(options.damage_sizes, times, seed)
+    if only in (None, "coverage"):
+        coverage(options.sizes, times, seed)
+    if only in (None, "areas"):
+        areas(options.area_sizes, times, seed)
+    if only in (None, "alarms"):
+        for n, k in ((30, 1), (100, 1), (100, 25)):
+            alarms(f"simulated, {n} prompts x {k} completions", simulated(n, k), times)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class Circuit:
         """
         wanted = get_level(level or self.config["level"])
         if wanted.name not in self.scores:
-            raise ExciseError(f"this circuit holds no scores of {wanted.name}: find it again")
+            raise ExciseError(f"this circuit holds no scores of {wanted.name}: find one of them")
         found = self.scores[wanted.name]
         kept = self.in_circuit if wanted is self.level else self._kept_nodes(wanted)
         columns = *found.columns(), kept.tolist()
@@ -262,7 +262,7 @@ class Circuit:
         with damage(path):
             layers, heads, groups, _ = config["shape"]
             if heads % groups or layers * (heads + 1) > WRITERS:
-                raise ExciseError(f"no model has the shape {config['shape']}")
+                raise ExciseError(f"the shape {config['shape']} is no model's, or too large")
             circuit = cls(config, tensors.get("in_circuit", torch.empty(0)), {}, examples)
             n = circuit.level.count(circuit.shape)  # counted, and nothing of that size made
             arrays, sizes = {"in_circuit": Array("bits", "bytes")}, {"bytes": -(-n // 8)}

@@ -62,7 +62,7 @@ class Search:
         if self.size is not None and self.size < 1:
             raise ExciseError(f"size is {self.size}: give at least 1")
         if method.exact and self.level == "neurons":
-            raise ExciseError("exact patching of every neuron takes days: score with 'relp'")
+            raise ExciseError("exact patching runs the model once a neuron: score with 'relp'")
 
 
 def prompts_in_parts(pairs: Pairs, seed: int = 0) -> Parts:

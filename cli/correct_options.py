@@ -120,7 +120,9 @@ def _sizes(text: str) -> tuple[int, ...]:
     found = [whole_number(part) for part in text.split(",")]
     sizes = tuple(size for size in found if size is not None)
     if len(sizes) < len(found):
-        raise ExciseError(f"--sizes is {shown(text)}: give numbers with commas, as in 10,30,100")
+        raise ExciseError(
+            f"--sizes is {shown(text)}: give whole numbers with commas, as in 10,30,100"
+        )
     return sizes
 
 

@@ -77,7 +77,9 @@ def read_texts(source: str, keys: tuple[str, ...] = PROMPT_KEYS) -> list[str]:
     lines = lines_of(read_text(source))
     if Path(source).suffix not in (".jsonl", ".json"):
         if objects := [i for i, line in lines if line.lstrip().startswith('{"')]:
-            raise ExciseError(f"{source}, line {objects[0]} is JSON: call the file .jsonl")
+            raise ExciseError(
+                f"{source}, line {objects[0]} begins like JSON: call the file .jsonl, or drop it"
+            )
         return [line.strip() for _, line in lines]
     return [_text_of(line, f"{source}, line {i}", keys) for i, line in lines]
 

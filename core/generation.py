@@ -160,7 +160,7 @@ class _Draw(LogitsProcessor):
         scores = scores.float() / self.decoding.temperature if sampled else scores
         if not bool(scores.isfinite().all()):
             raise ExciseError(
-                "the model's logits are NaN or infinite: it is broken, or needs --dtype float32"
+                "the model's logits are NaN or infinite: it is broken, or its --dtype too coarse"
             )
         if not sampled:
             return scores

@@ -131,7 +131,7 @@ def apply_edit(
     edits = list(map(edit_of, (edit,) if isinstance(edit, Edit | str | Path) else edit))
     for new in edits:
         if new.digest in {old.digest for old in state.edits}:
-            raise ExciseError(f"edit {new.digest[:12]} is in {model} already: nothing to do")
+            raise ExciseError(f"edit {new.digest[:12]} is in {model} already: leave it out")
     examined = sound(state)
     for new in edits:
         check_base(state, examined, new)

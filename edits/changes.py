@@ -70,9 +70,10 @@ class Change:
         exact += 0.0 if self.added is None else self.added.to(values.device)
         new = exact.to(values.dtype)
         if not bool(new.isfinite().all()):
+            dtype = str(values.dtype).removeprefix("torch.")
             raise ExciseError(
-                f"a scaled weight is beyond {str(values.dtype).removeprefix('torch.')}: "
-                "give smaller factors"
+                f"a changed weight or bias is beyond {dtype}, or was no number before: give "
+                "smaller factors, or a base without NaN"
             )
         return new
 

@@ -70,7 +70,9 @@ class State:
         except (ExciseError, OSError, ValueError, SafetensorError) as error:
             raise ExciseError(f"{damaged}: {first_line(error)}") from error
         if schema != SCHEMA:
-            raise ExciseError(f"{path} has schema {schema!r}, not {SCHEMA}: upgrade excise")
+            raise ExciseError(
+                f"{path} has schema {schema!r}, not {SCHEMA}: use the excise that wrote it"
+            )
         edits = tuple(Edit.from_pretrained(folder) for folder in folders)
         found = {edit.base["digest"] for edit in edits}
         if found != {base} or [edit.digest for edit in edits] != digests:

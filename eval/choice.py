@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.data import Prompt, Sample, batches, check_length, encode_prompts
-from ..core.errors import ExciseError
+from ..core.errors import ExciseError, finer
 from ..core.families import family_of
 from ..core.loading import Loaded
 from ..core.statistics import Measure, Statistic
@@ -95,9 +95,7 @@ def logit_differences(model: Any, samples: Sequence[Sample], batch_size: int) ->
             logits = model(**batch.model_inputs(explicit)).logits
         found = LogitDifference()(logits.float(), batch)
         if not bool(found.isfinite().all()):
-            raise ExciseError(
-                "the logits are NaN or infinite: the model is broken, or needs --dtype float32"
-            )
+            raise ExciseError(f"the logits are NaN or infinite: {finer(logits.dtype)}")
         yield from found.tolist()
 
 

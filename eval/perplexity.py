@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ..core.data import Sample, collate
-from ..core.errors import ExciseError, look_up
+from ..core.errors import ExciseError, finer, look_up
 from ..core.families import family_of
 from ..core.loading import Loaded
 from ..core.statistics import Measure, Statistic
@@ -237,9 +237,7 @@ def piece_losses(model: Any, pieces: Sequence[Piece]) -> list[float]:
         labels = torch.tensor(piece.ids[-piece.scored :], device=scores.device)
         losses.append(cross_entropy(scores, labels, reduction="none").double().sum().item())
     if not all(map(math.isfinite, losses)):
-        raise ExciseError(
-            "the loss is NaN or infinite: the model is broken, or needs --dtype float32"
-        )
+        raise ExciseError(f"the loss is NaN or infinite: {finer(logits.dtype)}")
     return losses
 
 

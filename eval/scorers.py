@@ -226,13 +226,16 @@ def _python(spec: str, argument: str) -> Scorer:
     try:
         function = vars(_module(place)).get(name)
     except Exception as error:  # any code may run here, and fail in any way
-        hint = "" if place.endswith(".py") else "; is its folder in PYTHONPATH?"
+        missing = isinstance(error, ModuleNotFoundError) and not place.endswith(".py")
+        hint = "; is its folder in PYTHONPATH?" if missing else ""
         raise ExciseError(
             f"scorer {spec!r}: cannot import {place}: {type(error).__name__}: "
             f"{first_line(error)}{hint}"
         ) from error
     if not callable(function):
-        raise ExciseError(f"scorer {spec!r}: {place} has no function {name!r}")
+        raise ExciseError(
+            f"scorer {spec!r}: {place} has no function {name!r}: give one that it has"
+        )
     score: Any = function
     return Scorer(spec, None, "python", score)
 

@@ -88,7 +88,7 @@ class Store:
             raise ExciseError(f"the cache {self.path} is damaged: remove it") from error
         if found != key:
             raise ExciseError(
-                f"the cache {self.path} belongs to other weights, data or protocol "
+                f"the cache {self.path} belongs to other weights, data, protocol or versions "
                 f"({found[:8]} and not {key[:8]}): remove it"
             )
         self.rows = rows

@@ -258,8 +258,8 @@ def _check_finite(task: Any, name: str) -> None:
         for answer in instance.resps if task.OUTPUT_TYPE != "generate_until" else ():
             if not math.isfinite(answer[0] if isinstance(answer, tuple | list) else answer):
                 raise ExciseError(
-                    f"{name}: a log-likelihood is NaN or infinite: the model is broken, or needs "
-                    "--dtype float32"
+                    f"{name}: a log-likelihood is NaN or infinite: the model is broken, or its "
+                    "--dtype too coarse"
                 )
 
 

@@ -110,4 +110,7 @@ def test_json_in_a_text_file_is_refused(excise: Run, tiny_folder: Folder, tmp_pa
     words.write_text("cat\n")
     given = ("--toxicity", tmp_path / "prompts.txt", "--scorer", f"words:{words}")
     found = excise("eval", tiny_folder("opt"), *given)
-    assert (found.exit_code, "line 1 is JSON: call the file .jsonl" in found.stderr) == (1, True)
+    assert (found.exit_code, "line 1 begins like JSON: call the file .jsonl" in found.stderr) == (
+        1,
+        True,
+    )

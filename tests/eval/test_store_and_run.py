@@ -139,7 +139,7 @@ def test_a_file_of_another_key_is_refused(loaded: Loaded, tmp_path: Path):
     lengths(loaded, tmp_path / "a", Lengths())
     lengths(loaded, tmp_path / "b", Lengths(protocol="other"))
     only_file(tmp_path / "b").replace(only_file(tmp_path / "a"))
-    with pytest.raises(ExciseError, match="belongs to other weights, data or protocol"):
+    with pytest.raises(ExciseError, match="belongs to other weights, data, protocol or versions"):
         lengths(loaded, tmp_path / "a", Lengths())
 
 
