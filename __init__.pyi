@@ -45,8 +45,9 @@ from .eval.toxicity import Toxicity as Toxicity
 from .lrp.fitter import RelevanceFitter as RelevanceFitter
 from .lrp.relevance import Relevance as Relevance
 from .lrp.run import forecast as forecast
-from .lrp.run import score as score
+from .lrp.run import score_samples as score_samples
 from .lrp.scope import LRPScope as LRPScope
+from .lrp.score import score as score
 from .prune.compare import compare_recipes as compare_recipes
 from .prune.mask import Mask as Mask
 from .prune.mask import select as select

@@ -60,7 +60,7 @@ def command(
     """
     from ..core.files.output import whole_folder
     from ..core.loading import load_model
-    from ..lrp.run import score
+    from ..lrp.run import score_samples
     from ..prune.mask import select
     from .correct_run import write_card
 
@@ -74,11 +74,11 @@ def command(
     loaded = load_model(model)
     step(f"loaded {model}: {_parameters(loaded.model):,} parameters")
     fitting, testing = _prompts(loaded.tokenizer, samples, seed)
-    relevance = score(loaded.model, fitting, "logit-difference", progress=True)
+    relevance = score_samples(loaded.model, fitting, "logit-difference", progress=True)
     step(f"scored {samples} prompts: {relevance}")
     cuts = {"cut by relevance": relevance}
     for draw in range(seed, seed + CONTROLS):
-        cuts[f"cut at random, draw {draw}"] = score(
+        cuts[f"cut at random, draw {draw}"] = score_samples(
             loaded.model, fitting, method="random", components=["heads"], seed=draw
         )
     rows = [_measure("dense", 0, loaded, testing)]

@@ -13,7 +13,6 @@ from .words import FilePath
 
 if TYPE_CHECKING:
     from ..core.loading import Loaded, LoadOptions
-    from ..tasks.sources import Source
 
 GATE_NOT_MET = 3
 """Exit code where a gate was not met, or an edit does not verify."""
@@ -160,15 +159,3 @@ def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def source_of(options: dict[str, Any]) -> "Source":
-    """Return the one source that the options name; takes its options out of the dictionary.
-
-    Raises:
-        ExciseError: None, or more than one, was given; it cannot be read; no samples are asked for.
-    """
-    from ..tasks.sources import Source
-
-    names = ("task", "text", "dataset", "prompts", "samples", "length")
-    return Source.of(**{name: options.pop(name) for name in names}, seed=options["seed"])

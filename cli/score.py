@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..core.files.json_text import json_text
+from ..core.files.numbers import whole_number
 from . import options as shared
 from .terminal import say
 
@@ -44,63 +45,52 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
 
     Under `accelerate launch` the samples are shared out over the processes.
     """
-    from ..core.data import check_length
     from ..core.errors import ExciseError
     from ..core.files.output import progress_of
-    from ..core.memory import peak, readable
-    from ..lrp.methods import check_aggregate, get_method
-    from ..lrp.run import choose_batch_size, forecast, score
-    from ..lrp.targets import get_target
+    from ..core.memory import Forecast, peak, readable
+    from ..lrp.score import score
 
     dry_run, resume = options.pop("dry_run"), options.pop("resume")
     if output is None and not dry_run:
         raise ExciseError("say where the relevance goes: -o FOLDER")
     if output is not None and not dry_run:
         shared.check_output(output, overwrite, "relevance")
-    source = shared.source_of(options)
-    target = options.pop("target") or source.default_target
-    batch = options.pop("batch_size")
-    get_target(target)
-    check_aggregate(get_method(options["method"]), options["aggregate"], bool(options["weights"]))
-    loaded = shared.load(options)
-    options["components"] = [n for name in options["components"].split(",") if (n := name.strip())]
-    samples = source.samples(loaded.tokenizer, target)
-    check_length(samples, loaded.model.config)
-    fit = {"target": target, **options}
-    size = choose_batch_size(loaded.model, samples, **fit) if batch == "auto" else _positive(batch)
-    tell = say if _is_main() else lambda *_, **__: None
-    expected = forecast(loaded.model, samples, size, probe=not dry_run, **fit)
-    if len(samples) < source.n and source.kind != "prompts":
-        tell(f"the {source.kind} gives only {len(samples)} of {source.n} samples", err=True)
-    tell(f"{len(samples)} samples, batch size {size}: {expected}", err=True)
-    if dry_run:
-        tell(json_text({"samples": len(samples), "batch_size": size, "peak": expected.peak}))
-        return
-    assert output is not None
-    progress = progress_of(output) if resume else None
+    model, load_options = options.pop("model"), shared.loading(options)
+    names = (name.strip() for name in options.pop("components").split(","))
+    options["components"] = [name for name in names if name]
+    options["batch_size"] = whole_number(options["batch_size"]) or options["batch_size"]
+    told: list[Forecast] = []
+
+    def tell(expected: Forecast) -> None:
+        told.append(expected)
+        if _is_main():
+            found, wanted = expected.counts["samples"], options["samples"]
+            if found < wanted and options["prompts"] is None:
+                say(f"only {found} of {wanted} samples are given", err=True)
+            say(str(expected), err=True)
+
     started = time.perf_counter()
-    relevance = score(loaded.model, samples, batch_size=size, resume=progress, progress=True, **fit)
+    relevance = score(
+        model, load_options=load_options, progress=True, dry_run=dry_run, tell=tell,
+        resume=progress_of(output) if resume and output else None, **options,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
+    expected = told[0]
+    if not _is_main():
+        return
+    if output is None or dry_run:
+        per_pass = expected.counts["samples per pass"]
+        say(json_text({"samples": expected.counts["samples"], "batch_size": per_pass,
+                       "peak": expected.peak}))  # fmt: skip
+        return
     measured = {"seconds": round(seconds, 3), "peak": peak(), "forecast_seconds":
                 round(expected.seconds, 3), "forecast_peak": expected.peak}  # fmt: skip
-    relevance.config.update(source.provenance)
-    if _is_main():
-        relevance.save_pretrained(output, overwrite)
-    tell(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
+    relevance.save_pretrained(output, overwrite)
+    say(f"took {seconds:.1f} s, peak memory {readable(peak())}", err=True)
     if as_json:
-        tell(json_text({"output": str(output), **relevance.config, **measured}))
+        say(json_text({"output": str(output), **relevance.config, **measured}))
     else:
-        tell(f"{relevance}\nwritten to {output}; look at it with: excise show {output}")
-
-
-def _positive(text: str) -> int:
-    from ..core.errors import ExciseError, shown
-    from ..core.files.numbers import whole_number
-
-    found = whole_number(text)
-    if found is None or found < 1:
-        raise ExciseError(f"batch size is {shown(text)}: give a whole number from 1, or auto")
-    return found
+        say(f"{relevance}\nwritten to {output}; look at it with: excise show {output}")
 
 
 def _is_main() -> bool:

@@ -85,6 +85,7 @@ def as_loaded(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
     reads_text: bool = True,
+    load_options: LoadOptions | None = None,
 ) -> Loaded:
     """Return a model with its tokenizer, whatever way a caller has named the two.
 
@@ -93,6 +94,7 @@ def as_loaded(
         tokenizer: The model's own. Needed beside a bare `PreTrainedModel`; in place of the one
             that `model` brings along otherwise.
         reads_text: Whether a tokenizer is needed at all.
+        load_options: How to load what is given by name.
 
     Raises:
         ExciseError: Something else was given; the tokenizer is missing, or that of another model,
@@ -101,7 +103,7 @@ def as_loaded(
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if isinstance(model, str | os.PathLike):
-        loaded = load_model(os.fspath(model))
+        loaded = load_model(os.fspath(model), load_options)
     elif isinstance(model, Loaded):
         loaded = model
     elif isinstance(model, PreTrainedModel):

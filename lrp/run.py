@@ -28,7 +28,7 @@ _SAVE_EVERY = 30.0
 """Seconds between saves of a resumable run, at least; and 20 times what a save takes."""
 
 
-def score(
+def score_samples(
     model: Any,
     samples: Sequence[Sample] | Iterator[Batch],
     target: Target | str = "next-tokens",
@@ -39,7 +39,7 @@ def score(
     progress: bool = False,
     **options: Any,
 ) -> Relevance:
-    """Score a model's components on reference data.
+    """Score a model's components on samples; `excise.score` makes them of a source first.
 
     Under `accelerate launch` with several processes each scores its share of the samples, and
     every process returns the relevance of all. (An iterator of batches is scored as it is.)
@@ -235,7 +235,8 @@ def forecast(
         width = {"heads": fitter.view.n_heads, "neurons": fitter.view.d_mlp, "tokens": 0}
         layers = len(fitter.view.layers)
         scores += sum(width[c] for c in fitter.components) * layers * len(samples) * 4
-    return Forecast(held_with(model) + activations + scores, seconds)
+    counts = {"samples": len(samples), "samples per pass": batch_size}
+    return Forecast(held_with(model) + activations + scores, seconds, counts)
 
 
 def choose_batch_size(model: Any, samples: Sequence[Sample], **options: Any) -> int:

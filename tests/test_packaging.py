@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "core": set(),
     "tasks": {"core"},
     "edits": {"core"},
-    "lrp": {"core"},
+    "lrp": {"core", "tasks", "viz"},
     "viz": {"core"},
     "prune": {"core", "tasks", "lrp", "viz"},
     "circuits": {"core", "tasks", "lrp", "viz"},

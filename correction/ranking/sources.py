@@ -13,7 +13,7 @@ from torch.nn import functional
 from ...core.data import Batch, Sample, batches
 from ...core.errors import ExciseError
 from ...core.families import ModelView
-from ...lrp.run import score
+from ...lrp.run import score_samples
 from .maths import Samples, Scores
 
 
@@ -74,7 +74,7 @@ def relevances(
         progress: Whether to draw a progress bar on a terminal.
     """
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].input_ids))
-    relevance = score(
+    relevance = score_samples(
         model, [samples[i] for i in order], seed, method,
         components=(component,), batch_size=batch_size, progress=progress,
     )  # fmt: skip

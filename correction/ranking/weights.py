@@ -13,7 +13,7 @@ from ...core.errors import ExciseError, look_up
 from ...core.families import ModelView
 from ...core.identity import model_hash
 from ...edits.edit import Edit
-from ...lrp.run import score
+from ...lrp.run import score_samples
 from ..data.behaviour import BehaviourSet
 from .maths import benefit_per_cost
 from .sources import SEEDS
@@ -124,7 +124,7 @@ def weight_contrast(
     known = matching(model, matrices)
 
     def means(samples: Sequence[Sample], aggregate: str) -> Mapping[str, Tensor]:
-        return score(
+        return score_samples(
             model, samples, start, rules, components=(), weights=known, aggregate=aggregate,
             batch_size=batch_size, progress=progress,
         ).weights  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.data import Batch, Sample
 from ...core.families import ModelView, plain_linear
-from ...lrp.run import score
+from ...lrp.run import score_samples
 from ..activations import input_statistics, run_through, shown
 from ..criteria import random
 from .compensation import outputs
@@ -75,7 +75,7 @@ def by_relevance(method: str) -> Callable[[Given], Tensor]:
     """Score by the second moment of relevance; layers by the sum over their neurons and heads."""
 
     def scores(given: Given) -> Tensor:
-        found = score(
+        found = score_samples(
             given.view.model, given.samples, batch_size=given.batch_size, progress=given.progress,
             **relevance_options(method, given.component),
         )  # fmt: skip
@@ -87,7 +87,7 @@ def by_relevance(method: str) -> Callable[[Given], Tensor]:
 
 
 def relevance_options(method: str, component: str) -> dict[str, Any]:
-    """Return the options of `excise.lrp.run.score` for units of a component."""
+    """Return the options of `excise.lrp.run.score_samples` for units of a component."""
     components = ("neurons", "heads") if component == "layers" else (component,)
     return {"target": "next-tokens", "method": method, "aggregate": "square",
             "components": components, "keep_samples": False}  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from excise import Sample, score
+from excise import Sample
 from excise.circuits.ablation import Ablator, Kept
 from excise.circuits.attribution import attribute
 from excise.circuits.graph import Graph
@@ -13,6 +13,7 @@ from excise.circuits.methods import CIRCUIT_METHODS
 from excise.circuits.pairs import Pairs
 from excise.core.families import ModelView
 from excise.lrp.methods import METHODS
+from excise.lrp.run import score_samples
 
 
 def checkpoint(model: Any, reentrant: bool) -> None:
@@ -59,9 +60,9 @@ def test_circuits_score_as_without(
 def test_relevance_is_as_without(method: str, reentrant: bool, tiny_llama: Any):
     samples = [Sample((5, 17, 3, 29, 9), answer=3), Sample((4, 8, 30), answer=5)]
     weights = [] if METHODS[method].steps else ["*"]
-    expected = score(tiny_llama, samples, "logit", method, weights=weights)
+    expected = score_samples(tiny_llama, samples, "logit", method, weights=weights)
     checkpoint(tiny_llama, reentrant)
-    found = score(tiny_llama, samples, "logit", method, weights=weights)
+    found = score_samples(tiny_llama, samples, "logit", method, weights=weights)
     assert torch.allclose(expected.get("heads"), found.get("heads"), rtol=1e-6)
     assert torch.allclose(expected.get("neurons"), found.get("neurons"), rtol=1e-6)
     assert all(torch.allclose(expected.weights[k], found.weights[k]) for k in expected.weights)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from excise import Sample, score
+from excise import Sample
 from excise.core.classes import OWN, kind_of, unknown_modules
 from excise.core.errors import ExciseError, UnsupportedModelError, finer, unknown_name
 from excise.core.families import FAMILIES, ModelView
+from excise.lrp.run import score_samples
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -197,7 +198,7 @@ def test_what_helps_depends_on_the_precision(dtype: torch.dtype, said: str, tiny
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.finfo(dtype).max)  # every weight is finite
     with pytest.raises(ExciseError, match=said):
-        score(model, [Sample((5, 17, 3, 29, 9), answer=3)], "logit")
+        score_samples(model, [Sample((5, 17, 3, 29, 9), answer=3)], "logit")
 
 
 def test_near_misses_come_first():

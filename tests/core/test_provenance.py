@@ -21,7 +21,7 @@ from excise.eval.choice import TaskAccuracy
 from excise.eval.gate import check_gate
 from excise.eval.policy import parse_policy
 from excise.eval.run import evaluate
-from excise.lrp.run import score
+from excise.lrp.run import score_samples
 from excise.prune.mask import Mask, select
 from excise.prune.recipe import get_recipe
 from excise.prune.run import prune_weights
@@ -62,16 +62,16 @@ def test_samples_know_their_texts(tiny_tokenizer: Any):
 
 def test_relevance_says_it(tiny: Any, tiny_tokenizer: Any, tmp_path: Path):
     model, samples = tiny("opt"), encode_prompts(tiny_tokenizer, ioi_prompts(tiny_tokenizer, 4))
-    found = score(model, samples, "logit")
+    found = score_samples(model, samples, "logit")
     assert found.seen == Seen.by(samples)
     assert len(found.config["prompt_hashes"]) == 4
     found.save_pretrained(tmp_path / "relevance")
     assert seen_in(tmp_path / "relevance") == found.seen
     bare = [Sample(sample.input_ids, sample.answer) for sample in samples]
     for unknown in (bare, [*samples[:2], *bare[2:]], batches(samples, 2)):
-        assert score(model, unknown, "logit").seen.unknown
-    assert score(model, bare, "logit").config["prompt_hashes"] == "unknown"
-    assert score(model, [*samples[:2], *bare[2:]]).config["prompt_hashes"][-1] == "unknown"
+        assert score_samples(model, unknown, "logit").seen.unknown
+    assert score_samples(model, bare, "logit").config["prompt_hashes"] == "unknown"
+    assert score_samples(model, [*samples[:2], *bare[2:]]).config["prompt_hashes"][-1] == "unknown"
     mask = select(found, "heads", 0.5)
     mask.save_pretrained(tmp_path / "mask")
     assert Mask.from_pretrained(tmp_path / "mask").seen == mask.seen == found.seen
@@ -102,7 +102,7 @@ def test_the_gate_knows_what_was_pruned_from_python(
             mask = select_uniform(scores, "neurons", 0.5, ModelView.of(view), seen=Seen.by(given))
             shrink(loaded.model, mask)
         else:
-            mask = select(score(loaded.model, given, "logit"), "heads", 0.25)
+            mask = select(score_samples(loaded.model, given, "logit"), "heads", 0.25)
             mask.apply_(loaded.model)
         save_model(loaded, tmp_path / name, {"verb": "prune"}, parts={"mask": mask})
     assert held_out(tmp_path / "told", used)[0] == "error"
@@ -111,7 +111,9 @@ def test_the_gate_knows_what_was_pruned_from_python(
     assert held_out(tiny_folder("opt"), fresh) == ("unknown", NOT_TOLD.unknown)
 
     again = load_model(str(tmp_path / "told"))  # what was known before goes on
-    none = Mask("heads", {"heads": select(score(again.model, bare), "heads", 0.2).keep["heads"]})
+    none = Mask(
+        "heads", {"heads": select(score_samples(again.model, bare), "heads", 0.2).keep["heads"]}
+    )
     none = replace(none, seen=Seen())
     save_model(again, tmp_path / "twice", {"verb": "prune"}, parts={"mask": none})
     assert held_out(tmp_path / "twice", used)[0] == "error"

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from excise import ExciseError, RelevanceFitter, Sample, collate, score
+from excise import ExciseError, RelevanceFitter, Sample, collate
 from excise.core.data import fingerprint
 from excise.core.families import ModelView
 from excise.core.frozen import frozen
 from excise.lrp.methods import METHODS
+from excise.lrp.run import score_samples
 from excise.lrp.targets import TARGETS, Token
 
 
@@ -31,7 +32,7 @@ SAMPLES = [
 @pytest.mark.parametrize("kind", ["llama-gqa", "llama-bias", "opt", "opt-350m"])
 def test_outgoing_weights_sum_to_their_neuron_and_head(kind: str, method: str, tiny: Tiny):
     model = tiny(kind).double()
-    relevance = score(model, SAMPLES, "logit", method, weights=["*"])
+    relevance = score_samples(model, SAMPLES, "logit", method, weights=["*"])
     view = ModelView.of(model)
     for index, layer in enumerate(view.layers):
         mlp = relevance.weights[f"{view.path(layer.mlp_out)}.weight"].sum(0)
@@ -85,7 +86,7 @@ def test_aggregates_by_their_definition(kind: str, aggregate: Any, tiny: Tiny):
                 {"signed": r.sum(0), "abs": r.sum(0).abs(), "square": (r * r).sum(0)}[aggregate]
             )
         neurons.append(torch.stack(rows))
-    relevance = score(
+    relevance = score_samples(
         model, SAMPLES, "logit", "gradient-x-activation", weights=["*"], aggregate=aggregate
     )
     for path, expected in weights.items():
@@ -103,7 +104,9 @@ def test_aggregates_by_their_definition(kind: str, aggregate: Any, tiny: Tiny):
 @pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
 def test_activation_norm_is_wandas(kind: str, tiny: Tiny):
     model = tiny(kind).double()
-    relevance = score(model, SAMPLES, "logit", "activation-norm", weights=["*"], components=())
+    relevance = score_samples(
+        model, SAMPLES, "logit", "activation-norm", weights=["*"], components=()
+    )
     sums: dict[str, Any] = {}
     for sample in SAMPLES:
         for path, (x, _) in pieces(model, sample).items():
@@ -116,7 +119,7 @@ def test_activation_norm_is_wandas(kind: str, tiny: Tiny):
 
 def test_gradient_is_the_size_of_the_weight_gradient(tiny: Tiny):
     model = tiny("llama-gqa").double()
-    relevance = score(model, SAMPLES[:1], "logit", "gradient", weights=["*down_proj"])
+    relevance = score_samples(model, SAMPLES[:1], "logit", "gradient", weights=["*down_proj"])
     for path, (x, g) in pieces(model, SAMPLES[0]).items():
         if path.endswith("down_proj"):
             found = relevance.weights[f"{path}.weight"]
@@ -131,7 +134,7 @@ def test_integrated_gradients_are_complete(tiny: Tiny):
             if type(norm).__name__ == "LlamaRMSNorm":
                 norm.variance_epsilon = 0.5  # else the path is all but a jump at its start
         sample = SAMPLES[0]
-        relevance = score(
+        relevance = score_samples(
             model, [sample], "logit", "integrated-gradients", steps=300, components=["tokens"]
         )
         ids = torch.tensor([sample.input_ids])
@@ -148,7 +151,8 @@ def test_integrated_gradients_are_complete(tiny: Tiny):
 def test_random_is_seeded(tiny: Tiny):
     model = tiny("llama-gqa")
     one, same, other = (
-        score(model, SAMPLES, method="random", seed=s, weights=["*q_proj"]) for s in (1, 1, 2)
+        score_samples(model, SAMPLES, method="random", seed=s, weights=["*q_proj"])
+        for s in (1, 1, 2)
     )
     assert torch.equal(one.get("heads"), same.get("heads"))
     assert not torch.equal(one.get("heads"), other.get("heads"))
@@ -158,7 +162,7 @@ def test_random_is_seeded(tiny: Tiny):
 @pytest.mark.parametrize("method", METHODS)
 def test_batch_size_changes_nothing(method: str, tiny: Tiny):
     model = tiny("opt").double()
-    one, three = (score(model, SAMPLES, "logit", method, batch_size=b) for b in (1, 3))
+    one, three = (score_samples(model, SAMPLES, "logit", method, batch_size=b) for b in (1, 3))
     torch.testing.assert_close(one.get("neurons"), three.get("neurons"), rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(one.get("heads"), three.get("heads"), rtol=1e-5, atol=1e-9)
 
@@ -166,8 +170,8 @@ def test_batch_size_changes_nothing(method: str, tiny: Tiny):
 def test_first_token_can_be_left_out(tiny: Tiny):
     model = tiny("llama-gqa").double()
     options: dict[str, Any] = {"components": ["neurons"], "weights": ["*down_proj"]}
-    kept = score(model, SAMPLES, "logit", **options)
-    left = score(model, SAMPLES, "logit", skip_first_token=True, **options)
+    kept = score_samples(model, SAMPLES, "logit", **options)
+    left = score_samples(model, SAMPLES, "logit", skip_first_token=True, **options)
     assert not torch.allclose(kept.get("neurons"), left.get("neurons"))
     for layer in range(model.config.num_hidden_layers):
         out = left.weights[f"model.layers.{layer}.mlp.down_proj.weight"].sum(0).float()
@@ -201,26 +205,26 @@ def test_targets_by_their_definition(name: str, tiny: Tiny):
 
 def test_any_position_and_any_callable(tiny: Tiny):
     model = tiny("llama-gqa").double()
-    named = score(model, SAMPLES, Token(tokens=(3, 11, 4)))
-    assert torch.allclose(named.get("heads"), score(model, SAMPLES, "logit").get("heads"))
-    own = score(model, SAMPLES, lambda logits, batch: logits[:, 0].square().sum(-1))
+    named = score_samples(model, SAMPLES, Token(tokens=(3, 11, 4)))
+    assert torch.allclose(named.get("heads"), score_samples(model, SAMPLES, "logit").get("heads"))
+    own = score_samples(model, SAMPLES, lambda logits, batch: logits[:, 0].square().sum(-1))
     assert own.tokens is not None
     assert own.tokens[:, 1:].abs().max() == 0  # causal: only the first token matters there
     with pytest.raises(ExciseError, match="position 5 is outside a sample of 4 tokens"):
-        score(model, SAMPLES, Token(3, position=5))
+        score_samples(model, SAMPLES, Token(3, position=5))
     with pytest.raises(ExciseError, match=r"gave shape \(\) for 3 samples"):
-        score(model, SAMPLES, lambda logits, batch: logits.sum())
+        score_samples(model, SAMPLES, lambda logits, batch: logits.sum())
 
 
 def test_samples_give_mean_and_bounds(tiny: Tiny):
-    relevance = score(tiny("llama-gqa"), SAMPLES, "logit")
+    relevance = score_samples(tiny("llama-gqa"), SAMPLES, "logit")
     values = relevance.samples["heads"]
     torch.testing.assert_close(values.mean(0), relevance.get("heads"))
     low, high = relevance.interval("heads")
     half = 4.302653 * values.std(0) / 3**0.5  # Student's t, 2 degrees of freedom
     torch.testing.assert_close(high - low, 2 * half)
     with pytest.raises(ExciseError, match="bounds of heads need"):
-        score(tiny("llama-gqa"), SAMPLES, keep_samples=False).interval("heads")
+        score_samples(tiny("llama-gqa"), SAMPLES, keep_samples=False).interval("heads")
 
 
 def test_the_data_of_a_relevance_are_tokens_and_what_was_asked(tiny: Tiny):
@@ -228,17 +232,17 @@ def test_the_data_of_a_relevance_are_tokens_and_what_was_asked(tiny: Tiny):
     changes = ({}, {"answer": 4}, {"wrong": 4}, {"continuation": 1}, {"answer": None})
     sets = [[replace(first, **change), *SAMPLES[1:]] for change in changes]
     for samples in sets:  # however they were batched, and by the fitter alone
-        by_size = [score(model, samples, batch_size=n).config["data"] for n in (1, 2, 3)]
+        by_size = [score_samples(model, samples, batch_size=n).config["data"] for n in (1, 2, 3)]
         assert by_size == [fingerprint(samples)] * 3
     for samples in sets[:4]:
-        alone = score(model, iter([collate(samples[:2]), collate(samples[2:])]))
+        alone = score_samples(model, iter([collate(samples[:2]), collate(samples[2:])]))
         assert alone.config["data"] == fingerprint(samples)
     assert len({fingerprint(samples) for samples in sets}) == 5
 
 
 def test_state_goes_on_where_it_stopped(tiny: Tiny):
     model = tiny("opt").double()
-    whole = score(model, SAMPLES, "logit", weights=["*fc1"], batch_size=1)
+    whole = score_samples(model, SAMPLES, "logit", weights=["*fc1"], batch_size=1)
     fitters = [RelevanceFitter(model, "logit", weights=["*fc1"]) for _ in range(3)]
     fitters[0].update(collate(SAMPLES[:1]))
     fitters[1].update(collate(SAMPLES[1:]))
@@ -259,22 +263,22 @@ def test_broken_weights_are_named(tiny: Tiny):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 2] = float("nan")
     with pytest.raises(ExciseError, match=r"weight model\.layers\.1\.mlp\.up_proj\.weight holds 1"):
-        score(model, SAMPLES, "logit")
+        score_samples(model, SAMPLES, "logit")
 
 
 def test_nothing_to_score_is_refused(tiny: Tiny):
     with pytest.raises(ExciseError, match="nothing to score"):
-        score(tiny("llama-gqa"), SAMPLES, "logit", components=())
+        score_samples(tiny("llama-gqa"), SAMPLES, "logit", components=())
     with pytest.raises(ExciseError, match="steps is 0"):
-        score(tiny("llama-gqa"), SAMPLES, "logit", "integrated-gradients", steps=0)
+        score_samples(tiny("llama-gqa"), SAMPLES, "logit", "integrated-gradients", steps=0)
     with pytest.raises(ExciseError, match="600 tokens is longer than the model's 512 positions"):
-        score(tiny("opt"), [Sample((3,) * 600, answer=1)], "logit")
+        score_samples(tiny("opt"), [Sample((3,) * 600, answer=1)], "logit")
     with pytest.raises(ExciseError, match="nothing was scored"):
-        score(tiny("opt"), [], "logit")
+        score_samples(tiny("opt"), [], "logit")
 
 
 def test_rank_correlation(tiny: Tiny):
-    one, two = (score(tiny("opt"), SAMPLES[n:], "logit") for n in (0, 1))
+    one, two = (score_samples(tiny("opt"), SAMPLES[n:], "logit") for n in (0, 1))
     assert one.rank_correlation(one, "neurons") == pytest.approx(1.0)
     a, b = one.get("heads").flatten(), two.get("heads").flatten()
     ranks = [sorted(x.tolist()).index(v) for x in (a, b) for v in x.tolist()]  # no ties here
@@ -287,7 +291,9 @@ def test_rank_correlation(tiny: Tiny):
 
 
 def test_a_component_named_twice_counts_once(tiny: Tiny):
-    once, twice = (score(tiny("opt"), SAMPLES, "logit", components=["heads"] * n) for n in (1, 2))
+    once, twice = (
+        score_samples(tiny("opt"), SAMPLES, "logit", components=["heads"] * n) for n in (1, 2)
+    )
     assert torch.equal(once.get("heads"), twice.get("heads"))
     assert len(twice.samples["heads"]) == len(SAMPLES)
 
@@ -310,4 +316,4 @@ def test_an_offloaded_model_is_refused(tiny: Tiny):
     model = tiny("llama-gqa")
     model.model.layers[1].mlp.to("meta")
     with pytest.raises(ExciseError, match="are not in memory"):
-        score(model, SAMPLES, "logit")
+        score_samples(model, SAMPLES, "logit")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from excise import Sample, score
+from excise import Sample
+from excise.lrp.run import score_samples
 from safetensors.torch import load_file, save_file
 
 
@@ -46,7 +47,7 @@ def test_equals_lxt(method: str, lxt_path: Path, tiny: Callable[[str], Any], tmp
         Sample(tuple(ids.tolist()), answer=int(answer))
         for ids, answer in zip(IDS, ANSWERS, strict=True)
     ]
-    found = score(model.double(), samples, "logit", method, weights=["*"])
+    found = score_samples(model.double(), samples, "logit", method, weights=["*"])
 
     def check(name: str, tensor: torch.Tensor, reference: torch.Tensor) -> None:
         error = (tensor.double() - reference).abs().max() / (reference.abs().max() or 1.0)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excise import ExciseError, Sample, load_model, score
+from excise import ExciseError, Sample, load_model
 from excise.core.loading import LoadOptions
+from excise.lrp.run import score_samples
 
 
 pytest.importorskip("bitsandbytes")
@@ -23,9 +24,9 @@ def test_scores_through_quantised_linears(
 ):
     full = load_model(str(tiny_folder(kind)), LoadOptions(dtype="float32")).model
     model = load_model(str(tiny_folder(kind)), LoadOptions(dtype="float32", **BITS[bits])).model
-    expected, found = score(full, SAMPLES, "logit"), score(model, SAMPLES, "logit")
+    expected, found = score_samples(full, SAMPLES, "logit"), score_samples(model, SAMPLES, "logit")
     assert found.rank_correlation(expected, "neurons") > agreement
     with pytest.raises(ExciseError, match=r"is quantised \(Linear.*its weights have no relevance"):
-        score(model, SAMPLES, "logit", weights=["*"])
+        score_samples(model, SAMPLES, "logit", weights=["*"])
     with pytest.raises(ExciseError, match="the model's weights differ"):
         found.check_model(full)

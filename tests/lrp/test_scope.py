@@ -248,7 +248,7 @@ def test_padding_side_changes_nothing(tiny: Tiny):
 
 @pytest.mark.parametrize("kind", ["llama-gqa", "opt"])
 def test_checkpointing_changes_nothing(kind: str, tiny: Tiny):
-    from excise import score
+    from excise.lrp.run import score_samples
 
     model = tiny(kind)
     if kind == "opt":  # functional dropout, alive in training mode
@@ -256,13 +256,13 @@ def test_checkpointing_changes_nothing(kind: str, tiny: Tiny):
         for layer in model.model.decoder.layers:
             layer.dropout = 0.5
     samples = [Sample((5, 17, 3, 29, 9), answer=3)]
-    plain = score(model, samples, "logit", weights=["*"])
+    plain = score_samples(model, samples, "logit", weights=["*"])
     checkpointed = copy.deepcopy(model)
     for module in checkpointed.modules():
         if type(module).__name__.endswith("DecoderLayer"):
             module.gradient_checkpointing = True  # as gradient_checkpointing_enable sets it
             module._gradient_checkpointing_func = _checkpoint
-    found = score(checkpointed, samples, "logit", weights=["*"])
+    found = score_samples(checkpointed, samples, "logit", weights=["*"])
     assert torch.equal(plain.get("neurons"), found.get("neurons"))
     assert all(torch.equal(plain.weights[k], found.weights[k]) for k in plain.weights)
 

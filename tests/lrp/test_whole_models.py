@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from excise import Sample, score
+from excise import Sample
+from excise.lrp.run import score_samples
 from torch import Tensor
 
 
@@ -222,7 +223,7 @@ def test_equals_the_slow_implementation(kind: str, variant: str, tiny: Callable[
     model = in_double(tiny(kind))
     ids = torch.tensor([5, 17, 3, 29, 11, 8, 17])
     slow = Slow(model, VARIANTS[variant]).explain(ids, answer=7)
-    relevance = score(
+    relevance = score_samples(
         model, [Sample(tuple(ids.tolist()), answer=7)], "logit", variant, weights=["*"]
     )
     assert relevance.config["mean_value"] == pytest.approx(slow["value"].item(), rel=1e-5)
@@ -239,5 +240,5 @@ def test_the_slow_implementation_can_disagree(tiny: Callable[[str], Any]):
     model = tiny("llama-gqa").double()
     ids = torch.tensor([5, 17, 3, 29, 11])
     slow = Slow(model, constant=True).explain(ids, answer=7)
-    relevance = score(model, [Sample(tuple(ids.tolist()), answer=7)], "logit", "lrp")
+    relevance = score_samples(model, [Sample(tuple(ids.tolist()), answer=7)], "logit", "lrp")
     assert close(relevance.get("neurons"), slow["neurons"]) > 1e-2

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from excise import Sample, score
+from excise import Sample
 from excise.core.errors import ExciseError
 from excise.core.export import save_model
 from excise.core.families import ModelView
 from excise.core.loading import Loaded
 from excise.lrp.methods import METHODS
 from excise.lrp.relevance import Relevance
+from excise.lrp.run import score_samples
 from excise.lrp.scope import unreached
 from excise.prune.mask import COMPONENTS, Mask, keep_rows, select
 from hypothesis import given
@@ -68,7 +69,7 @@ SAMPLES = [Sample((5, 17, 3, 29, 9), answer=3), Sample((4, 8, 30), answer=5)]
 @pytest.mark.parametrize("kind", ["llama-gqa", "gemma3", "opt"])
 def test_matrices_without_scores_are_refused(tiny: Callable[[str], Any], kind: str, method: str):
     model = tiny(kind)
-    found = score(model, SAMPLES, "logit", method, weights=["*"], components=())
+    found = score_samples(model, SAMPLES, "logit", method, weights=["*"], components=())
     zero = {name for name, scores in found.weights.items() if not bool(scores.any())}
     paths = unreached(METHODS[method].rules, ModelView.of(model).family)
     assert zero == {name for name in found.weights for p in paths if name.endswith(f".{p}.weight")}
@@ -84,7 +85,7 @@ def test_matrices_without_scores_are_refused(tiny: Callable[[str], Any], kind: s
     with pytest.raises(ExciseError, match=more) as caught:
         select(found, "weights", 0.5)
     patterns = re.findall(r"--weights '([^']+)'", str(caught.value))
-    scored = score(model, SAMPLES, "logit", method, weights=patterns, components=())
+    scored = score_samples(model, SAMPLES, "logit", method, weights=patterns, components=())
     assert len(select(scored, "weights", 0.5).keep) == 2 * len(patterns)
 
 

@@ -9,7 +9,7 @@ import torch
 from excise.core.data import Sample, batches
 from excise.core.errors import ExciseError
 from excise.core.families import ModelView
-from excise.lrp.run import score
+from excise.lrp.run import score_samples
 from excise.prune.structured.compensation import mean_inputs_of
 from excise.prune.structured.formulas import block_influence, flap, magnitude, wanda
 from excise.prune.structured.shrink import STRUCTURED, select_uniform, shrink
@@ -163,7 +163,7 @@ def test_fisher_is_the_second_moment_of_activation_times_gradient(tiny: Build, k
 def test_lrp_is_the_engines_second_moment(tiny: Build, kind: str):
     model = tiny(kind)
     options: Any = {"method": "lrp", "aggregate": "square", "batch_size": 1}
-    found = score(model, SAMPLES, "next-tokens", **options)
+    found = score_samples(model, SAMPLES, "next-tokens", **options)
     for name in ("neurons", "heads"):
         scores = unit_scores(model, SAMPLES, name, "lrp", batch_size=2)
         torch.testing.assert_close(scores, found.get(name), rtol=1e-3, atol=1e-6)
