@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "core": set(),
     "tasks": {"core"},
     "edits": {"core"},
-    "lrp": {"core", "tasks", "viz"},
+    "lrp": {"core", "tasks"},
     "viz": {"core"},
     "prune": {"core", "tasks", "lrp", "viz"},
     "circuits": {"core", "tasks", "lrp", "viz"},
