@@ -26,6 +26,9 @@ from .core.generation import Decoding as Decoding
 from .core.loading import Loaded as Loaded
 from .core.loading import LoadOptions as LoadOptions
 from .core.loading import load_model as load_model
+from .correction.config import CorrectionConfig as CorrectionConfig
+from .correction.result import Correction as Correction
+from .correction.run import correct_model as correct_model
 from .edits.apply import apply_edit as apply_edit
 from .edits.apply import revert_edit as revert_edit
 from .edits.edit import Edit as Edit

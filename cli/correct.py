@@ -7,15 +7,53 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..core.errors import ExciseError, shown
 from ..core.files.json_text import json_text
+from ..core.files.numbers import amount, number, whole_number
 from . import options as shared
 from .options import GATE_NOT_MET
 from .terminal import say
 
 
 if TYPE_CHECKING:
-    from ..correction.dose import DoseResponse
-    from ..correction.proof import Card
+    from ..correction.result import Correction
+
+
+def _sizes(_ctx: Any, _param: Any, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    sizes = [whole_number(part) for part in text.split(",")]
+    if None in sizes:
+        raise ExciseError(f"--sizes is {shown(text)}: give numbers with commas, as in 10,30,100")
+    return tuple(size for size in sizes if size is not None)
+
+
+def _factors(_ctx: Any, _param: Any, texts: tuple[str, ...]) -> tuple[float | str, ...]:
+    def one(text: str) -> float | str:
+        if text in ("own", "learned"):
+            return text
+        if (factor := number(text)) is None:
+            raise ExciseError(f"--factor is {shown(text)}: give a number below 1, learned, or own")
+        return factor
+
+    return tuple(dict.fromkeys(map(one, texts)))
+
+
+def _budgets(_ctx: Any, _param: Any, texts: tuple[str, ...]) -> dict[str, float]:
+    budgets = {}
+    for text in texts:
+        name, equals, written = text.partition("=")
+        share = amount(written)
+        if not equals or share is None:
+            raise ExciseError(f"budget {shown(text)}: write NAME=SHARE, as perplexity=1%")
+        budgets[name] = share[0]
+    return budgets
+
+
+def _share(_ctx: Any, param: click.Parameter, text: str) -> float:
+    if (share := amount(text)) is None:
+        raise ExciseError(f"{param.opts[0]} is {shown(text)}: give a share, as in 30%")
+    return share[0]
 
 
 @click.command(
@@ -52,19 +90,23 @@ if TYPE_CHECKING:
     "the model's]",
 )  # fmt: skip
 @click.option(
-    "--sizes", help="Doses to try.  [default: 10,30,100,300,1000; weights 100,1000,10000]"
+    "--sizes",
+    callback=_sizes,
+    help="Doses to try.  [default: 10,30,100,300,1000; weights 100,1000,10000]",
 )
 @click.option(
     "--factor", "factors", multiple=True, default=("0", "0.5"), show_default=True,
+    callback=_factors,
     help="What components are scaled by, may be repeated: a number, learned for each, or own "
     "(aura's).",
 )  # fmt: skip
 @click.option(
-    "--budget", "budgets", multiple=True,
+    "--budget", "budgets", multiple=True, callback=_budgets,
     help="NAME=SHARE: perplexity, repetition, identity, tasks, or a task.  [default: "
     "perplexity=1%]",
 )  # fmt: skip
-@click.option("--least", default="0%", show_default=True, help="Share that must be shown gone.")
+@click.option("--least", default="0%", show_default=True, callback=_share,
+              help="Share that must be shown gone.")  # fmt: skip
 @click.option(
     "--perplexity", type=shared.readable, default="builtin", show_default=True,
     help="Text, id, or builtin.",
@@ -79,7 +121,7 @@ if TYPE_CHECKING:
 @click.option("--durability", is_flag=True, help="Is it still gone after conversion, training?")
 @click.option("--gate", type=click.Path(path_type=Path), help="A policy instead of the budgets.")
 @click.option("--min-samples", default=30, show_default=True, help="Below, the gate is not met.")
-@click.option("--rare", default="3%", show_default=True,
+@click.option("--rare", default="3%", show_default=True, callback=_share,
               help="Share of units in which damage must not stay unseen.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Measure anew, keep nothing.")
 @click.option("--resume", is_flag=True, help="Keep what is found beside the output; go on from it.")
@@ -96,11 +138,10 @@ def command(
     Writes the edit with its report card to a folder. MODEL stays as it is: excise apply writes the
     corrected one. Exit code 3 where the gate is not met.
     """
-    from ..core.errors import ExciseError
     from ..core.files.output import progress_of
-    from ..correction.resume import Progress
-    from .correct_options import checked
-    from .correct_run import bound, corrected, plan_text, prepared, write_card
+    from ..core.loading import load_model
+    from ..correction.config import CorrectionConfig
+    from ..correction.run import correct_model
 
     if output is None and not dry_run:
         raise ExciseError("say where the edit goes: -o FOLDER")
@@ -111,31 +152,30 @@ def command(
     def tell(text: str) -> None:
         say(f"[{time.perf_counter() - started:5.0f} s] {text}", err=True)
 
-    show_text, revision = options.pop("show_text"), options["revision"]
-    asked = checked(options)
-    work = prepared(shared.load(options), asked)
-    for line in plan_text(work, asked).splitlines():
-        tell(line)
+    show_text, model = options.pop("show_text"), options.pop("model")
+    loading, cache = shared.loading(options), not options.pop("no_cache")
+    config = CorrectionConfig(cache=cache, **options)
+    loaded = load_model(model, loading)
     if dry_run:
+        for line in correct_model(loaded, config=config, dry_run=True).splitlines():
+            tell(line)
         return
     assert output is not None
-    progress = Progress(progress_of(output) if resume else None)
-    found = corrected(work, asked, progress, tell)
-    if not isinstance(found, tuple):
-        _refuse(found, output, as_json)
-    card, recipe = found
-    card = bound(card, recipe, revision)
-    write_card(card, output, overwrite, show_text)
-    progress.forget()
-    _print(card, output, as_json)
-    if not card.passed:
-        missed = [c.name for g in card.report.gates for c in g.checks if not c.passed]
+    kept = progress_of(output) if resume else None
+    correction = correct_model(loaded, config=config, resume=kept, progress=True, tell=tell)
+    if correction.card is None:
+        _refuse(correction, output, as_json)
+    correction.save_pretrained(output, overwrite, show_text)
+    _print(correction, output, as_json)
+    if not correction.gate_met:
+        missed = [c.name for g in correction.card.report.gates for c in g.checks if not c.passed]
         say(f"excise: gate not met: {', '.join(missed)}", err=True)
         sys.exit(GATE_NOT_MET)
 
 
-def _refuse(dose: "DoseResponse", output: Path, as_json: bool) -> NoReturn:
+def _refuse(correction: "Correction", output: Path, as_json: bool) -> NoReturn:
     """Say which doses were tried where none will do; nothing is written."""
+    dose = correction.dose
     if as_json:
         found = {"passed": False, "output": None, "dose_response": dose.to_json()}
         say(json_text(found))
@@ -149,9 +189,11 @@ def _refuse(dose: "DoseResponse", output: Path, as_json: bool) -> NoReturn:
     sys.exit(GATE_NOT_MET)
 
 
-def _print(card: "Card", output: Path, as_json: bool) -> None:
+def _print(correction: "Correction", output: Path, as_json: bool) -> None:
     from ..correction.card import card_json, controls_table, durability_table, summary_table
 
+    card = correction.card
+    assert card is not None
     if as_json:
         found = {**card_json(card), "output": str(output)}
         say(json_text(found))

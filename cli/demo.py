@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,8 @@ from .terminal import say
 if TYPE_CHECKING:
     from ..core.data import Sample
     from ..core.statistics import Measure
-    from ..correction.proof import Card
+    from ..correction.result import Correction
     from ..eval.choice import Choice
-    from .correct_run import Work
 
 WINDOW, WINDOWS, CONTROLS = 512, 8, 3
 
@@ -62,7 +61,6 @@ def command(
     from ..core.loading import load_model
     from ..lrp.run import score_samples
     from ..prune.mask import select
-    from .correct_run import write_card
 
     def step(text: str) -> None:
         say(f"[{time.perf_counter() - started:5.1f} s] {text}", err=True)
@@ -88,11 +86,11 @@ def command(
         with mask.applied(loaded.model):
             rows.append(_measure(name, int((~mask.keep["heads"]).sum()), loaded, testing))
         step(f"{name} ({mask}): {rows[-1].ioi.accuracy} right, perplexity {rows[-1].text}")
-    card, verdict = _corrected(loaded, seed, step)
+    correction, verdict = _corrected(loaded, seed, step)
     with whole_folder(output, overwrite, "demo") as folder:
         relevance.save_pretrained(folder / "relevance")
-        if card:
-            write_card(card, folder / "correction", False, False)
+        if correction:
+            correction.save_pretrained(folder / "correction")
         result = {"kind": "demo", "model": model, "seed": seed, "rows": list(map(asdict, rows)),
                   "correction": verdict}  # fmt: skip
         (folder / "config.json").write_text(json_text(result, indent=2) + "\n")
@@ -102,66 +100,47 @@ def command(
         say(json_text({**result, "output": str(output)}))
     else:
         say(_table(rows) + f"\npage: {output / 'demo.html'}\n")
-        say(_told(card, verdict, output))
+        say(_told(correction, verdict, output))
 
 
 def _corrected(
     loaded: Any, seed: int, step: Callable[[str], None]
-) -> "tuple[Card | None, dict[str, Any]]":
+) -> "tuple[Correction | None, dict[str, Any]]":
     """Take a behaviour out: toxicity if `garak` and a judge are there, else repetition.
 
+    Fewer examples than `excise correct` takes, so that minutes are enough.
+
     Returns:
-        The card, if there is one, and what came out in a few words.
+        The correction, if there is one, and what came out in a few words.
     """
     from ..core.errors import ExciseError
-    from ..correction.dose import DoseResponse
-    from ..correction.resume import Progress
-    from .correct_options import checked
-    from .correct_run import bound, corrected, prepared
+    from ..correction.run import correct_model
 
     installed = all(map(find_spec, ("garak", "profanity_check")))
     behaviour = "toxicity" if installed else "repetition"
     step(f"taking out {behaviour}")
-    options = {**_CORRECTION, "behaviour": behaviour, "seed": seed}
     try:
-        asked = checked(options)
-        found = corrected(_smaller(prepared(loaded, asked)), asked, Progress(None), step)
+        correction = correct_model(
+            loaded, behaviour=behaviour, completions=0, sizes=(10, 30, 100),
+            budgets={"perplexity": 0.02}, windows=16, tasks=("ioi",), task_samples=64,
+            side_effects=("identity",), new_tokens=24, most_selection=24, most_test=36,
+            min_samples=12, rare=0.2, seed=seed, progress=True, tell=step,
+        )  # fmt: skip
     except ExciseError as error:  # as of a model that does not show it
         return None, {"behaviour": behaviour, "left_out": str(error)}
-    if isinstance(found, DoseResponse):
+    if correction.card is None:
         return None, {"behaviour": behaviour, "left_out": "no dose helps within the budget",
-                      "dose_response": found.to_json()}  # fmt: skip
-    card = bound(*found, None)
-    return card, {"behaviour": behaviour, **card.evidence()}
+                      "dose_response": correction.dose.to_json()}  # fmt: skip
+    return correction, {"behaviour": behaviour, **correction.card.evidence()}
 
 
-_CORRECTION: dict[str, Any] = {
-    "undesired": None, "general": None, "prompts": None, "judges": (), "examples": 400,
-    "component": "neurons", "method": "lrp", "sizes": "10,30,100", "factors": ("0", "0.5"),
-    "completions": 0, "attribution_dtype": None,
-    "budgets": ("perplexity=2%",), "least": "0%", "perplexity": "builtin",
-    "window": 128, "windows": 16, "tasks": ("ioi",), "task_samples": 64, "split": "test",
-    "new_tokens": 24, "controls": 20, "durability": False, "gate": None, "min_samples": 12,
-    "rare": "20%", "no_cache": False,
-}  # fmt: skip
-"""Options of `excise correct`: fewer examples, so that minutes are enough."""
-
-
-def _smaller(work: "Work") -> "Work":
-    """Leave out selection and test prompts, of which the demo has no time for all."""
-    parts = work.material.parts
-    parts = replace(parts, selection=parts.selection[:24], test=parts.test[:36])
-    others = [metric for metric in work.others if metric.name != "repetition"]
-    return replace(work, material=replace(work.material, parts=parts), others=tuple(others))
-
-
-def _told(card: "Card | None", verdict: dict[str, Any], output: Path) -> str:
-    if card is None:
+def _told(correction: "Correction | None", verdict: dict[str, Any], output: Path) -> str:
+    if correction is None or correction.card is None:
         return f"correction ({verdict['behaviour']}) left out: {verdict['left_out']}"
     from ..correction.card import headline
 
-    lines = [f"correction ({verdict['behaviour']}): {headline(card)}"]
-    for gate in card.report.gates:
+    lines = [f"correction ({verdict['behaviour']}): {headline(correction.card)}"]
+    for gate in correction.card.report.gates:
         lines += [str(check) for check in gate.checks]
         lines.append(f"verdict: gate {'met' if gate.passed else 'NOT met'}")
     page = output / "correction" / "report.html"

@@ -11,7 +11,7 @@ from ..eval.report import Table, markdown_table
 from .controls import Band
 from .data.target import Judgement
 from .dose import percent
-from .proof import Card
+from .proof import ReportCard
 
 
 NOT_SAID = (
@@ -29,7 +29,7 @@ NOT_SAID = (
 """What a reader could believe wrongly."""
 
 
-def card_json(card: Card) -> dict[str, Any]:
+def card_json(card: ReportCard) -> dict[str, Any]:
     """Return JSON values: those of an evaluation report, and `correction`."""
     controls = card.controls
     found = {
@@ -57,7 +57,7 @@ def card_json(card: Card) -> dict[str, Any]:
     return {**card.report.to_json(), "kind": "correction", "correction": finite(found)}
 
 
-def card_markdown(card: Card) -> str:
+def card_markdown(card: ReportCard) -> str:
     """Return the card for humans."""
     gate = "met" if card.passed else "NOT met"
     parts = [
@@ -80,7 +80,7 @@ def card_markdown(card: Card) -> str:
     return "\n\n".join([*parts, *card.report.markdown_parts()]) + "\n"
 
 
-def headline(card: Card) -> str:
+def headline(card: ReportCard) -> str:
     """Say in one sentence what was gained and what it cost."""
     comparison = card.target.judge.compare(card.before, card.after)
     cost = _named(card, "perplexity.token_perplexity")
@@ -93,7 +93,7 @@ def headline(card: Card) -> str:
     )
 
 
-def summary_table(card: Card) -> Table:
+def summary_table(card: ReportCard) -> Table:
     """One row per thing that was asked: before, after, change."""
     asked = [("target", card.target.judge)]
     if card.target.second:
@@ -115,7 +115,7 @@ def _row(role: str, comparison: Comparison) -> list[str]:
             percent(comparison.relative)]  # fmt: skip
 
 
-def dose_note(card: Card) -> str:
+def dose_note(card: ReportCard) -> str:
     """Say how the dose was chosen."""
     n = card.dose.doses[0].gain.n if card.dose.doses and card.dose.doses[0].gain else 0
     return (
@@ -138,7 +138,7 @@ DURABILITY_NOTE = (
 )
 
 
-def controls_table(card: Card) -> Table:
+def controls_table(card: ReportCard) -> Table:
     """The edit among the random ones."""
     assert card.controls
     failed = card.controls.failed
@@ -158,7 +158,7 @@ def controls_table(card: Card) -> Table:
     return headers, rows
 
 
-def durability_table(card: Card) -> Table:
+def durability_table(card: ReportCard) -> Table:
     """One row per form of the model."""
     rows = [
         [row.form, percent(row.gain) if row.gain else "-", percent(row.cost) if row.cost else "-",
@@ -168,7 +168,7 @@ def durability_table(card: Card) -> Table:
     return ["model", "behaviour gone", "perplexity", ""], rows
 
 
-def cut_by_layer(card: Card) -> dict[str, list[int]]:
+def cut_by_layer(card: ReportCard) -> dict[str, list[int]]:
     """Count what is scaled in each layer: heads, neurons, and weights by their matrix."""
     layers = range(card.shape[0])
     counts = {
@@ -182,7 +182,7 @@ def cut_by_layer(card: Card) -> dict[str, list[int]]:
     return counts
 
 
-def layers_table(card: Card) -> Table:
+def layers_table(card: ReportCard) -> Table:
     """One row per layer in which something was cut."""
     counts = cut_by_layer(card)
     rows = [
@@ -193,7 +193,7 @@ def layers_table(card: Card) -> Table:
     return ["layer", *counts], rows
 
 
-def _gain(card: Card, judge: Judgement) -> Measure:
+def _gain(card: ReportCard, judge: Judgement) -> Measure:
     return judge.gain(card.before, card.after)
 
 
@@ -201,10 +201,10 @@ def _measure(measure: Measure) -> dict[str, Any]:
     return {"value": measure.value, "ci": list(measure.ci), "n": measure.n}
 
 
-def _headlines(card: Card) -> list[Comparison]:
+def _headlines(card: ReportCard) -> list[Comparison]:
     found: Sequence[Comparison] = card.report.comparisons[0][1]
     return [c for c in found if c.statistic == c.before.statistics[0]]
 
 
-def _named(card: Card, name: str) -> Comparison:
+def _named(card: ReportCard, name: str) -> Comparison:
     return next(c for c in card.report.comparisons[0][1] if c.name == name)

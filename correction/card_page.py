@@ -22,14 +22,14 @@ from .card import (
     summary_table,
 )
 from .dose import Dose, DoseResponse, factor_text
-from .proof import Card
+from .proof import ReportCard
 
 
 COLUMNS = 64
 """Most columns of the picture of what was cut; with more units they stand in groups."""
 
 
-def card_page(card: Card, show_text: bool = False) -> str:
+def card_page(card: ReportCard, show_text: bool = False) -> str:
     """Draw a card.
 
     Args:
@@ -92,7 +92,7 @@ def _dose_charts(dose: DoseResponse) -> str:
     return "".join(charts)
 
 
-def _controls_chart(card: Card) -> str:
+def _controls_chart(card: ReportCard) -> str:
     assert card.controls
     gain, band = card.gain, card.controls.gain
     low, high = band.band
@@ -109,7 +109,7 @@ def _controls_chart(card: Card) -> str:
     )  # fmt: skip
 
 
-def _cut(card: Card) -> Section:
+def _cut(card: ReportCard) -> Section:
     layers, heads, neurons = card.shape
     pictures = []
     for name, units, width in (

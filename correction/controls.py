@@ -84,7 +84,7 @@ class _Pool:
             where = f"layer {self.place}" if isinstance(self.place, int) else self.place
             raise ExciseError(
                 f"{where} has {self.free} {self.kind} that are neither chosen nor protected, and "
-                f"a control needs {len(self.factors)}: choose fewer, or pass --controls 0"
+                f"a control needs {len(self.factors)}: choose fewer, or no `controls` (0)"
             )
 
     @property

@@ -13,7 +13,7 @@ from ..eval.outcome import Metric
 from ..eval.run import forecast
 from ..lrp.fitter import RelevanceFitter
 from ..lrp.run import activation_bytes
-from .data.material import Material
+from .data.material import CorrectionData
 from .ranking.learned import PAIRS, TEXTS
 from .ranking.sources import SEEDS
 from .ranking.weights import MLP_MATRICES, matching
@@ -45,7 +45,7 @@ class Plan:
 
 
 def plan_of(
-    material: Material,
+    data: CorrectionData,
     *,
     new_tokens: int,
     windows: tuple[int, int],
@@ -59,7 +59,7 @@ def plan_of(
     """Count the work.
 
     Args:
-        material: What it is done with.
+        data: What it is done with.
         new_tokens: Per completion; 0 where nothing is written.
         windows: Of text, for selection and test.
         window: Tokens of one.
@@ -70,13 +70,13 @@ def plan_of(
         others: Tokens of tasks and side effects.
     """
     written = WRITTEN * (new_tokens + 8) if new_tokens else 32.0
-    parts = material.parts
+    parts = data.parts
     chosen = len(parts.selection) * written + windows[0] * window
     tested = len(parts.test) * written + windows[1] * window
     sample = BACKWARD * (new_tokens + 8)
     return Plan(
         contrast=len(parts.attribution) * ((1 + completions) * written + sample)
-        + material.given * 2 * sample
+        + data.given * 2 * sample
         + BACKWARD * 4096
         + steps * (2 * PAIRS + TEXTS) * (sample + new_tokens + 8),
         dose=(1 + doses) * chosen,
@@ -106,7 +106,11 @@ def attribution_bytes(model: Any, tokens: int, weights: bool, dtype: torch.dtype
 
 
 def described(
-    loaded: Loaded, plan: Plan, metrics: Sequence[Metric], material: Material, attribution: int
+    loaded: Loaded,
+    plan: Plan,
+    metrics: Sequence[Metric],
+    data: CorrectionData,
+    attribution: int,
 ) -> str:
     """Say in a few lines what a correction would do, how long and in how much memory.
 
@@ -114,18 +118,18 @@ def described(
         loaded: The model.
         plan: The work.
         metrics: What the test measures.
-        material: What it is done with.
+        data: What it is done with.
         attribution: From `attribution_bytes`.
     """
     rate = seconds_per_token(loaded.model)
     ranking = held_with(loaded.model) + attribution
-    parts = material.parts
+    parts = data.parts
     steps = ", ".join(
         f"{name} {_minutes(value * rate)}"
         for name, value in vars(plan).items()
     )  # fmt: skip
     return (
-        f"{material.target.name}: {material.given + len(parts.attribution)} examples to attribute, "
+        f"{data.target.name}: {data.given + len(parts.attribution)} examples to attribute, "
         f"{len(parts.selection)} to select, {len(parts.test)} to test\n"
         f"test {forecast(loaded, metrics)}; ranking about {readable(ranking)}\n"
         f"about {_minutes(plan.total * rate)} on this machine as it is now: {steps}"

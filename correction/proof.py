@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..core.data import Sample
-from ..core.errors import ExciseError, shown
+from ..core.errors import ExciseError, look_up, shown
 from ..core.families import ModelView
-from ..core.files.numbers import amount
 from ..core.loading import Loaded
 from ..core.statistics import Measure, short
 from ..edits.edit import Edit
@@ -34,7 +33,7 @@ SIDE_EFFECTS = {
 
 
 @dataclass(frozen=True)
-class Card:
+class ReportCard:
     """The report card of a correction."""
 
     target: Target
@@ -151,7 +150,7 @@ def prove(
     cache: Path | None = None,
     progress: bool = False,
     tell: Callable[[str], None] | None = None,
-) -> Card:
+) -> ReportCard:
     """Measure a correction and decide on it.
 
     Args:
@@ -199,7 +198,7 @@ def prove(
             loaded, edit, core, target.judge, benign, forms, cache=cache, progress=progress
         )
     view = ModelView.of(loaded.model)
-    return Card(
+    return ReportCard(
         target, edit, Report((before, after), (gate,)), dose, found,
         (len(view.layers), view.n_heads, view.d_mlp), tuple(rows), dict(facts or {}),
     )  # fmt: skip
@@ -226,26 +225,21 @@ def control_check(controls: Controls | None, asked: int) -> Check:
     return Check("controls", "fail", detail)
 
 
-def parse_budgets(given: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
-    """Read budgets as in `perplexity=1%` and `ioi=0.01`.
+def check_budgets(given: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
+    """Return budgets by name; that of perplexity is 1 % unless said otherwise.
 
     Args:
-        given: Of each name the last counts; perplexity is 1 % unless said otherwise.
+        given: Shares, as in `{"perplexity": 0.01, "ioi": 0.01}`.
         tasks: Names of tasks.
 
     Raises:
         ExciseError: No such name, or no share.
     """
     known = ("perplexity", *SIDE_EFFECTS, "tasks", *tasks)
-    found = {"perplexity": 0.01}
-    for text in given:
-        name, equals, written = text.partition("=")
-        if name not in known or not equals:
+    for name, share in given.items():
+        look_up("budget", name, dict.fromkeys(known))
+        if not isinstance(share, int | float) or not 0 <= share < 1:
             raise ExciseError(
-                f"budget {shown(text)}: write NAME=SHARE, as perplexity=1%, of {', '.join(known)}"
+                f"the budget of {name} is {shown(share)}: give a share below 1, as in 0.01 (1%)"
             )
-        share = amount(written)
-        if share is None or not 0 <= share[0] < 1:
-            raise ExciseError(f"budget {shown(text)}: give a share below 1, as in 1% or 0.01")
-        found[name] = share[0]
-    return found
+    return {"perplexity": 0.01, **given}

@@ -1,5 +1,6 @@
 """What a model should not do, as data: undesired and general samples, and what confounds them."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ PLAIN_LENGTH = 64
 """Tokens of one, at least."""
 _HEADERS = ("toxic", "undesired")
 """First cell of a TSV's header."""
+
+Examples = str | os.PathLike[str] | Sequence[str | tuple[str, str] | Mapping[str, str]]
+"""A file; or a list of texts, of pairs (undesired, neutral), or of rows as in JSONL."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,15 @@ class BehaviourSet:
 
 def read_behaviour(
     tokenizer: Any,
-    undesired: str | Path,
-    general: str | Path | None = None,
+    undesired: Examples,
+    general: Examples | None = None,
     name: str | None = None,
     *,
     limit: int | None = None,
     length: int = 64,
     n_general: int = 128,
 ) -> BehaviourSet:
-    r"""Read a behaviour from files.
+    r"""Read a behaviour from files, or from lists of the same.
 
     Undesired are a text file (each line an example), JSONL rows `{"prompt": str?, "continuation":
     str}`, or pairs: JSONL rows `{"prompt": str?, "undesired": str, "neutral": str}` or TSV lines
@@ -88,9 +92,10 @@ def read_behaviour(
 
     Args:
         tokenizer: A transformers tokenizer.
-        undesired: The file of examples; its ending (`.jsonl`, `.tsv`, other) says what it is.
-        general: May be left out for pairs.
-        name: What to call the behaviour; the file's name if None.
+        undesired: The file of examples; its ending (`.jsonl`, `.tsv`, other) says what it is. Or
+            the examples: a list of texts, of pairs (undesired, neutral), or of rows as in JSONL.
+        general: A file, or a list of texts. May be left out for pairs.
+        name: What to call the behaviour; the file's name if None, or `undesired`.
         limit: Use only the first examples.
         length: Tokens of a continuation at most.
         n_general: Samples that a general text is cut into, at most, where there are no pairs.
@@ -99,26 +104,25 @@ def read_behaviour(
         ExciseError: A file that is missing or not as above (names the line), or none where one is
             needed.
     """
-    undesired = Path(undesired)
-    rows = _rows(undesired)[:limit]
+    rows, where = read_rows(undesired)[:limit], name_of(undesired)
     paired = "neutral" in rows[0]
-    name = name or undesired.stem
+    name = name or Path(where).stem
     sides = ("undesired", "neutral") if paired else ("undesired",)
     encoded = [[_encoded(tokenizer, row["prompt"], row[s], length) for s in sides] for row in rows]
     usable = [[s for s in row if s] for row in encoded if all(row)]
     if not usable:
-        raise ExciseError(f"{undesired} holds no example with a token to explain behind its first")
+        raise ExciseError(f"{where} holds no example with a token to explain behind its first")
     bad = tuple(row[0] for row in usable)
     left_out = len(rows) - len(usable)
     other: tuple[Sample, ...] = ()
     if general is not None:
         # of pairs it is no side of the contrast, so it need not be as short as they are
         n, least = (PLAIN_SAMPLES, PLAIN_LENGTH) if paired else (n_general, 2)
-        other = _general(tokenizer, Path(general), bad, length, n, least)
+        other = _general(tokenizer, general, bad, length, n, least)
     if paired:
         return BehaviourSet(name, bad, tuple(row[1] for row in usable), True, other, left_out)
     if not other:
-        raise ExciseError(f"{undesired} holds no pairs: give a file of general text, too")
+        raise ExciseError(f"{where} holds no pairs: give a file of general text, too")
     return BehaviourSet(name, bad, other, False, left_out=left_out)
 
 
@@ -230,21 +234,44 @@ def _distance(one: Sequence[Sample], two: Sequence[Sample]) -> float:
     return sum(abs(shares[0].get(t, 0) - shares[1].get(t, 0)) for t in tokens) / 2
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Return rows of `prompt`, `undesired` and, where they are pairs, `neutral`."""
-    text = read_text(path)
-    lines = lines_of(text)
-    if path.suffix == ".tsv":
-        rows = _tsv_rows(path, text)
-    elif path.suffix == ".jsonl":
-        rows = [_json_row(path, number, line) for number, line in lines]
+def name_of(examples: Examples) -> str:
+    """Return what a message calls examples: their file, or `undesired`."""
+    return os.fspath(examples) if isinstance(examples, str | os.PathLike) else "undesired"
+
+
+def read_rows(examples: Examples) -> list[dict[str, str]]:
+    """Return rows of `prompt`, `undesired` and, where they are pairs, `neutral`.
+
+    Raises:
+        ExciseError: As of `read_behaviour`.
+    """
+    where = name_of(examples)
+    if not isinstance(examples, str | os.PathLike):
+        rows = [_given_row(f"`undesired`, number {at}", one) for at, one in enumerate(examples)]
     else:
-        rows = [{"prompt": "", "undesired": line.strip()} for _, line in lines]
+        path = Path(examples)
+        text = read_text(path)
+        lines = lines_of(text)
+        if path.suffix == ".tsv":
+            rows = _tsv_rows(path, text)
+        elif path.suffix == ".jsonl":
+            parsed = ((f"{path}, line {n}", line) for n, line in lines)
+            rows = [_row(at, parse_json(line, at)) for at, line in parsed]
+        else:
+            rows = [{"prompt": "", "undesired": line.strip()} for _, line in lines]
     if not rows:
-        raise ExciseError(f"{path} holds no examples: write one per line")
+        raise ExciseError(f"{where} holds no examples: write one per line")
     if len({len(row) for row in rows}) > 1:
-        raise ExciseError(f"{path} mixes pairs with single examples: use one file for each")
+        raise ExciseError(f"{where} mixes pairs with single examples: use one file for each")
     return rows
+
+
+def _given_row(where: str, given: Any) -> dict[str, str]:
+    if isinstance(given, str):
+        given = {"continuation": given}
+    elif isinstance(given, tuple | list) and len(given) == 2:
+        given = dict(zip(("undesired", "neutral"), given, strict=True))
+    return _row(where, given)
 
 
 def _tsv_rows(path: Path, text: str) -> list[dict[str, str]]:
@@ -260,9 +287,8 @@ def _tsv_rows(path: Path, text: str) -> list[dict[str, str]]:
     return rows
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, str]:
-    row = parse_json(line, f"{path}, line {number}")
-    texts: Mapping[str, Any] = row if isinstance(row, dict) else {}
+def _row(where: str, row: Any) -> dict[str, str]:
+    texts: Mapping[str, Any] = row if isinstance(row, Mapping) else {}
     found = {"prompt": texts.get("prompt", "")}
     if "continuation" in texts:
         found["undesired"] = texts["continuation"]
@@ -270,33 +296,35 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, str]:
         found |= {key: texts.get(key) for key in ("undesired", "neutral")}
     if not all(isinstance(v, str) and (v or k == "prompt") for k, v in found.items()):
         raise ExciseError(
-            f'{path}, line {number}: a row needs "continuation", or "undesired" and "neutral", '
-            'as text, and may have a "prompt"'
+            f'{where}: a row needs "continuation", or "undesired" and "neutral", as text, and may '
+            'have a "prompt"'
         )
     return found
 
 
-def read_general(path: str | Path) -> str:
-    """Read what a model should keep as one text; of JSONL, a line for each example.
+def read_general(general: Examples) -> str:
+    """Return what a model should keep as one text: of JSONL or a list, a line for each example.
 
     Raises:
         ExciseError: As of `read_behaviour`.
     """
-    path = Path(path)
-    if path.suffix != ".jsonl":
-        return read_text(path)
-    rows = _rows(path)
-    return "\n".join(f"{row['prompt']} {row.get('neutral', row['undesired'])}" for row in rows)
+    if isinstance(general, str | os.PathLike) and Path(general).suffix != ".jsonl":
+        return read_text(Path(general))
+    rows = read_rows(general)
+    lines = (f"{row['prompt']} {row.get('neutral', row['undesired'])}" for row in rows)
+    if isinstance(general, str | os.PathLike):
+        return "\n".join(lines)
+    return "".join(f"{line.lstrip()}\n" for line in lines)  # as a file of these lines
 
 
 def _general(
-    tokenizer: Any, path: Path, bad: Sequence[Sample], length: int, n: int, least: int
+    tokenizer: Any, general: Examples, bad: Sequence[Sample], length: int, n: int, least: int
 ) -> tuple[Sample, ...]:
-    if path.suffix == ".jsonl":
-        rows = _rows(path)[:n]
+    if isinstance(general, str | os.PathLike) and Path(general).suffix == ".jsonl":
+        rows = read_rows(general)[:n]
         found = (_encoded(tokenizer, row["prompt"], row["undesired"], length) for row in rows)
         return tuple(sample for sample in found if sample)
-    text = read_text(path)
+    text = read_general(general)
     typical = max(2, round(fmean(len(sample.input_ids) for sample in bad)))
     enough = len(text) // 64  # a short text is rather cut into many samples than into long ones
     return plain_samples(tokenizer, [text], n, max(typical, min(least, enough)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ...core.data import Sample
@@ -10,7 +9,7 @@ from ...core.errors import ExciseError
 from ...core.loading import Loaded
 from ...core.texts import line_hashes, near, text_hash
 from ...eval.scorers import Scorer
-from .behaviour import PLAIN_LENGTH, BehaviourSet, plain_samples, read_behaviour
+from .behaviour import PLAIN_LENGTH, BehaviourSet, Examples, name_of, plain_samples, read_behaviour
 from .continuations import bad_continuations, paired_continuations
 from .likelihood import decoded_sample, prompt_of
 from .recipes import Parts, likelihood_target, prompt_parts
@@ -25,7 +24,7 @@ GENERAL = 0.15
 
 
 @dataclass(frozen=True)
-class Written:
+class GenerationSettings:
     """What a model is let write to attribute with."""
 
     scorer: Scorer | None
@@ -56,7 +55,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Material:
+class CorrectionData:
     """All that finding, choosing and proving need."""
 
     target: Target
@@ -93,8 +92,8 @@ def divided(documents: Sequence[str], general: Sequence[str] | None) -> Texts:
 
 
 def from_prompts(
-    loaded: Loaded, target: Target, parts: Parts, written: Written, texts: Texts
-) -> Material:
+    loaded: Loaded, target: Target, parts: Parts, written: GenerationSettings, texts: Texts
+) -> CorrectionData:
     """Take the model's own bad continuations of the prompts for attribution.
 
     Args:
@@ -122,15 +121,15 @@ def from_prompts(
 
 def from_examples(
     loaded: Loaded,
-    undesired: Path,
-    general: Path | None,
+    undesired: Examples,
+    general: Examples | None,
     texts: Texts,
     make_target: Callable[[str], Target] | None,
     prompts: Sequence[str] | None,
     limit: int,
-    written: Written | None = None,
+    written: GenerationSettings | None = None,
     name: str | None = None,
-) -> Material:
+) -> CorrectionData:
     """Take undesired examples from a file; some of them are held out where there are no prompts.
 
     Args:
@@ -152,7 +151,7 @@ def from_examples(
     tokenizer = loaded.tokenizer
     whole = read_behaviour(tokenizer, undesired, general, name, limit=limit)
     if prompts is not None and make_target is None:
-        raise ExciseError("--prompts are completed, and what says how bad that is: give --judge")
+        raise ExciseError("`prompts` are completed, and what says how bad that is: give `judges`")
     target = (make_target or likelihood_target)(whole.name)
     apart = False
     if prompts is None:
@@ -164,7 +163,7 @@ def from_examples(
         fresh = [prompt for prompt in prompts if text_hash(prompt) not in again]
         found, parts = whole, prompt_parts(fresh, attribute=written is not None)
     if written and not whole.paired:
-        raise ExciseError(f"--completions adds pairs to pairs, and {undesired} holds none")
+        raise ExciseError(f"`completions` adds pairs to pairs, and {name_of(undesired)} holds none")
     if written:
         _enough(parts)
     found = with_kept(tokenizer, found, texts.general)
@@ -259,7 +258,7 @@ def _held_out(tokenizer: Any, behaviour: BehaviourSet, prompted: bool) -> _Divid
             f"{len(samples)} examples ({len(rows)} different, {beginnings} different beginnings) "
             f"leave {len(taken)} to attribute, {len(selection)} to select and {len(test)} to test "
             f"on: give at least 30 that {'begin differently' if prompted else 'differ'}, or "
-            "--prompts with --judge"
+            "`prompts` with `judges`"
         )
     found = replace(
         behaviour,
@@ -294,6 +293,6 @@ def _material(
     hashes: frozenset[str],
     given: int,
     inputs: Sequence[str],
-) -> Material:
+) -> CorrectionData:
     seen = hashes | hashes_of([*texts.general, *texts.selection])
-    return Material(target, parts, behaviour, texts, seen, given, (*inputs, *texts.general))
+    return CorrectionData(target, parts, behaviour, texts, seen, given, (*inputs, *texts.general))

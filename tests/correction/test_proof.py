@@ -19,7 +19,7 @@ from excise.correction.card import card_json, card_markdown, cut_by_layer
 from excise.correction.card_page import card_page, cut_map
 from excise.correction.controls import Band, Controls
 from excise.correction.data.likelihood import identity_likelihood
-from excise.correction.data.material import Written, divided, from_examples, from_prompts
+from excise.correction.data.material import GenerationSettings, divided, from_examples, from_prompts
 from excise.correction.data.recipes import (
     PROMPTS,
     prompt_parts,
@@ -28,7 +28,7 @@ from excise.correction.data.recipes import (
     toxicity_target,
 )
 from excise.correction.dose import choose_dose
-from excise.correction.proof import Card, control_check, parse_budgets, prove, rules_of
+from excise.correction.proof import ReportCard, check_budgets, control_check, prove, rules_of
 from excise.edits.edit import Edit
 from excise.eval.perplexity import Perplexity
 from excise.eval.policy import Rule
@@ -48,9 +48,9 @@ TARGET = toxicity_target([LONG, OTHER], Decoding(0, 6))
 @pytest.fixture(scope="module")
 def card_of(tiny: Any, tiny_tokenizer: Any) -> Any:
     """Return `card_of(kind)`, of two neurons of a tiny model."""
-    cards: dict[str, Card] = {}
+    cards: dict[str, ReportCard] = {}
 
-    def made(kind: str) -> Card:
+    def made(kind: str) -> ReportCard:
         if kind not in cards:
             loaded = Loaded(tiny(kind), tiny_tokenizer, kind)
             prompts = [p.clean for p in ioi_prompts(tiny_tokenizer, 40)]
@@ -184,8 +184,9 @@ def test_controls_that_failed_count_as_larger(failed: int, n: int, status: str):
 
 
 def test_rules_and_budgets():
-    budgets = parse_budgets(["perplexity=2%", "ioi=0.01", "identity=5%", "repetition=10%"], ["ioi"])
-    assert budgets == {"perplexity": 0.02, "ioi": 0.01, "identity": 0.05, "repetition": 0.1}
+    budgets = check_budgets({"ioi": 0.01, "identity": 0.05, "repetition": 0.1}, ["ioi"])
+    assert budgets == {"perplexity": 0.01, "ioi": 0.01, "identity": 0.05, "repetition": 0.1}
+    budgets["perplexity"] = 0.02
     rules = {str(rule): rule for rule in rules_of(TARGET, budgets, 0.3)}
     assert set(rules) == {
         "perplexity.max_increase 2 % at 95 %", "perplexity.equivalence 2 % at 95 %",
@@ -197,10 +198,11 @@ def test_rules_and_budgets():
     (rule,) = [r for r in rules_of(repetition_target(), {"perplexity": 0.0}) if "rep" in r.section
                and r.statistic == "unique_token_ratio"]  # fmt: skip
     assert rule == Rule("repetition", "min_increase", 0.0, True, 0.95, 30, "unique_token_ratio")
-    for text in ("perplexity", "perplexty=1%", "perplexity=x", "perplexity=-1%", "tasks=100%",
-                 "perplexity=nan"):  # fmt: skip
+    wrong: list[Any] = [("perplexty", 0.01), ("perplexity", "x"), ("perplexity", -0.01),
+                        ("tasks", 1.0), ("perplexity", float("nan"))]  # fmt: skip
+    for name, share in wrong:
         with pytest.raises(ExciseError, match="budget") as error:
-            parse_budgets([text], ["ioi"])
+            check_budgets({name: share}, ["ioi"])
         assert "\n" not in str(error.value)
 
 
@@ -245,11 +247,13 @@ def test_no_text_is_in_two_parts(tiny_tokenizer: Any, tmp_path: Path, tiny: Any)
     assert len(found.behaviour().undesired) == 50
     assert not set(map(text_hash, found.parts.test)) & found.seen
     assert set(map(text_hash, found.parts.selection)) <= found.seen
-    with pytest.raises(ExciseError, match="give --judge"):
+    with pytest.raises(ExciseError, match="give `judges`"):
         from_examples(loaded, bad, general, texts, None, prompts, 50)
     with pytest.raises(ExciseError, match="0 of the prompts fall to the attribution"):
-        from_prompts(loaded, TARGET, prompt_parts(prompts, False), Written(LONG, 4), texts)
-    own = Written(ODD, 4, completions=6)
+        from_prompts(
+            loaded, TARGET, prompt_parts(prompts, False), GenerationSettings(LONG, 4), texts
+        )
+    own = GenerationSettings(ODD, 4, completions=6)
     with pytest.raises(ExciseError, match="holds none"):
         from_examples(loaded, bad, general, texts, judged, prompts, 50, own)
     pairs = tmp_path / "pairs.tsv"
