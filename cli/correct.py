@@ -24,7 +24,9 @@ def _sizes(_ctx: Any, _param: Any, text: str | None) -> tuple[int, ...] | None:
         return None
     sizes = [whole_number(part) for part in text.split(",")]
     if None in sizes:
-        raise ExciseError(f"--sizes is {shown(text)}: give numbers with commas, as in 10,30,100")
+        raise ExciseError(
+            f"--sizes is {shown(text)}: give whole numbers with commas, as in 10,30,100"
+        )
     return tuple(size for size in sizes if size is not None)
 
 
