@@ -60,10 +60,10 @@ def _spearman(first: Circuit, second: Circuit) -> float | None:
     from scipy.stats import spearmanr
 
     level = first.level.name
-    scores = [circuit.scores[level].mean.numpy() for circuit in (first, second)]
-    if not all((values != values[0]).any() for values in scores):
+    one, two = (circuit.scores[level].mean.numpy() for circuit in (first, second))
+    if not ((one != one[0]).any() and (two != two[0]).any()):
         return None
-    found = spearmanr(*scores)
+    found = spearmanr(one, two)
     return float(found.statistic)  # type: ignore[attr-defined]
 
 
