@@ -54,9 +54,12 @@ from .lrp.score import score as score
 from .prune.compare import compare_recipes as compare_recipes
 from .prune.mask import Mask as Mask
 from .prune.mask import select as select
+from .prune.model import prune_model as prune_model
+from .prune.pruned import PrunedModel as PrunedModel
 from .prune.recipe import Recipe as Recipe
 from .prune.recipe import get_recipe as get_recipe
 from .prune.run import prune_weights as prune_weights
+from .prune.structured.model import shrink_model as shrink_model
 from .prune.structured.shrink import select_uniform as select_uniform
 from .prune.structured.shrink import shrink as shrink
 from .prune.structured.units import unit_scores as unit_scores

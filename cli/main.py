@@ -1,6 +1,7 @@
 """The `excise` command: verbs, and what happens when one fails."""
 
 import importlib
+import logging
 import os
 import re
 import sys
@@ -58,6 +59,10 @@ class _Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        handler = _Said(ctx)
+        log = logging.getLogger(__package__.partition(".")[0])
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
@@ -74,6 +79,19 @@ class _Verbs(click.Group):
             said = str(stop) or "nothing half-written is left"
             say(f"excise: interrupted; {said}", err=True)
             sys.exit(130)
+        finally:
+            log.removeHandler(handler)
+
+
+class _Said(logging.Handler):
+    """Prints what the library logs on the way, beside the result."""
+
+    def __init__(self, ctx: click.Context):
+        super().__init__(logging.INFO)
+        self.ctx = ctx
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(_in_options(record.getMessage(), self.ctx), err=True)
 
 
 def _in_options(message: str, ctx: click.Context) -> str:

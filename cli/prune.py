@@ -1,20 +1,14 @@
 """excise prune: cut weights, neurons, heads or layers."""
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..core.files.json_text import json_text
 from . import options as shared
-from .calibration import calibration_of
 from .prune_options import CHANGES, check_options
 from .terminal import say
-
-
-if TYPE_CHECKING:
-    from ..prune.recipe import Recipe
 
 
 @click.command(
@@ -99,63 +93,60 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
     progress = progress_of(output) if options["resume"] and output else None
     if table:
         _table(output, overwrite, as_json, progress, options)
-    elif options["components"] == "weights" and options["relevance"] is None:
-        _weights(output, overwrite, as_json, progress, options)
     else:
-        from .prune_units import prune_units
-
-        prune_units(output, overwrite, as_json, options)
+        _model(output, overwrite, as_json, progress, options)
 
 
-def _weights(
+def _model(
     output: Path | None,
     overwrite: bool,
     as_json: bool,
     resume: Path | None,
     options: dict[str, Any],
 ) -> None:
-    """Zero weights by a recipe."""
-    from ..core.export import save_model
+    """Prune weights, or take units out; print what a dry run says, or write the model."""
     from ..core.loading import load_model
-    from ..core.memory import peak, readable, unpageable, watched
-    from ..prune.forecast import forecast_pruning
-    from ..prune.progress import Progress
-    from ..prune.run import prune_weights
+    from ..prune.model import prune_model
+    from ..prune.pruned import PrunedModel, PruningForecast
+    from ..prune.recipe import recipe_with
+    from ..prune.structured.model import shrink_model
+    from .prune_options import check_units
 
-    recipe = recipe_of(options, options["recipe"])
-    source, offload = calibration_of(options), options["offload"]
-    loaded = load_model(options.pop("model"), shared.loading(options), offload)
-    samples = source.samples(loaded, placeholders=options["dry_run"])
-    expected = forecast_pruning(loaded.model, samples, recipe, options["batch_size"])
-    say(f"{options['recipe']}: {recipe}\n{source}: {expected}", err=True)
-    if options["dry_run"]:
-        planned = {"recipe": recipe.to_json(), "peak": expected.peak, "seconds": expected.seconds}
-        say(json_text(planned) if as_json else f"{recipe}: {expected}")
+    weights, by_recipe = options["components"] == "weights", options["relevance"] is None
+    names = ["sparsity", "relevance", "rank", "other_model", "calibration", "samples", "length",
+             "batch_size", "seed", "dry_run"]  # fmt: skip
+    more: dict[str, Any] = {"progress": True}
+    if weights and by_recipe:
+        changes = {key: options[key] for key in CHANGES if options[key] is not None}
+        recipe_with(options["recipe"], options["sparsity"], **changes)  # before a model is loaded
+        more |= {**changes, "recipe": options["recipe"], "device": options["layer_device"]}
+        more["resume"] = resume
+    else:
+        check_units(options)
+        if not weights:
+            names += ["criterion", "compensate", "zero"]
+            more["component"] = options["components"]
+    asked = {name: options[name] for name in names}
+    loaded = load_model(options.pop("model"), shared.loading(options), options["offload"])
+    done = (prune_model if weights else shrink_model)(loaded, **asked, **more)
+    if isinstance(done, PruningForecast):
+        told = {**done.result, "peak": done.peak, "seconds": done.seconds}
+        words = done.words if weights and by_recipe else f"would cut {done.words}"
+        say(json_text(told) if as_json else words)
         return
     assert output is not None
-    if offload and expected.parts["gradients"]:
-        say("gradients read all weights from disk for every batch", err=True)
-    started = time.perf_counter()
-    with watched(count=unpageable) as held:
-        pruned = prune_weights(
-            loaded.model, samples, recipe, batch_size=options["batch_size"], resume=resume,
-            device=options["layer_device"], seed=options["seed"], progress=True,
-        )  # fmt: skip
-    seconds = time.perf_counter() - started
-    most = held.most if offload else peak()
-    result = {"sparsity": pruned.sparsity, "asked": recipe.goal, "recipe": recipe.to_json()}
-    extra = {"calibration": str(source), "divergences": pruned.divergences}
-    recipe_told = {"verb": "prune", **result, **extra}
-    save_model(loaded, output, recipe_told, overwrite, parts={"mask": pruned.mask})
-    Progress(resume).remove()
-    measured = {"seconds": round(seconds, 3), "peak": most,
-                "forecast_seconds": round(expected.seconds, 3), "forecast_peak": expected.peak,
-                "divergences": pruned.divergences}  # fmt: skip
-    say(f"took {seconds:.1f} s, peak memory {readable(most)}", err=True)
-    if as_json:
-        say(json_text({"output": str(output), **result, **measured}))
-    else:
-        say(f"cut {pruned.mask} by {recipe}\nwritten to {output}")
+    assert isinstance(done, PrunedModel)
+    done.save_pretrained(output, overwrite)
+    if not as_json:
+        say(f"cut {done}\nwritten to {output}")
+        return
+    measured: dict[str, Any] = {}
+    if done.recipe:
+        measured = {"seconds": round(done.seconds, 3), "peak": done.peak,
+                    "forecast_seconds": round(done.forecast.seconds, 3),
+                    "forecast_peak": done.forecast.peak,
+                    "divergences": done.provenance["divergences"]}  # fmt: skip
+    say(json_text({"output": str(output), **done.result, **measured}))
 
 
 def _table(
@@ -167,15 +158,21 @@ def _table(
 ) -> None:
     """Compare recipes, or sparsities, or both."""
     from ..core.documents import BUILTIN, read_documents
+    from ..core.errors import ExciseError
     from ..core.provenance import Seen
     from ..core.texts import line_hashes, near
     from ..eval.perplexity import Perplexity
+    from ..prune.calibration import Calibration
     from ..prune.forecast import forecast_pruning
+    from ..prune.recipe import recipe_with
     from .prune_table import measure_all, write_table
 
     names = _listed(options["compare"]) or [options["recipe"]]
-    plain = {"sparsity": None} if options["sweep"] else {}
-    recipes = {name: recipe_of({**options, **plain}, name) for name in names}
+    sparsity = None if options["sweep"] else options["sparsity"]
+    changes = {key: options[key] for key in CHANGES if options[key] is not None}
+    recipes = {name: recipe_with(name, sparsity, **changes) for name in names}
+    if options["sweep"] and (fixed := [r.scope for r in recipes.values() if r.fixed]):
+        raise ExciseError(f"scope {fixed[0]} has one sparsity: leave `sweep` out")
     sparsities = [_share(text) for text in _listed(options["sweep"])]
     sparsities = sparsities or sorted({recipe.sparsity for recipe in recipes.values()})
     text, window, limit = (options[key] for key in ("perplexity", "window", "limit"))
@@ -183,7 +180,7 @@ def _table(
     if text == BUILTIN:
         documents = documents[1::2]  # the others are for calibration
     metric = Perplexity(documents, "window", window, limit, source=text)
-    source = calibration_of(options)
+    source = Calibration(*(options[key] for key in ("calibration", "samples", "length", "seed")))
     loaded = shared.load(options)
     samples = source.samples(loaded, placeholders=options["dry_run"])
     plans = {}
@@ -203,34 +200,6 @@ def _table(
         progress=True,
     )  # fmt: skip
     write_table(found, output, overwrite, as_json)
-
-
-def recipe_of(options: dict[str, Any], name: str) -> "Recipe":
-    """Return a recipe by name, with what the options change."""
-    from ..core.errors import ExciseError
-    from ..prune.recipe import OWL, get_recipe
-    from ..prune.scopes import parse_scope
-
-    changes = {key: options[key] for key in CHANGES if options[key] is not None}
-    if changes.get("budget") == OWL:
-        changes.setdefault("budget_unit", "matrix")  # it has no other
-    fixed_counts = changes.get("scope", "row") not in ("row", "layer")
-    if changes.get("budget") == "none" or (fixed_counts and "budget" not in changes):
-        changes["budget"] = None  # such a scope leaves nothing to a budget
-    if options["sparsity"] is not None:
-        changes["sparsity"] = options["sparsity"]
-    recipe = get_recipe(name, **changes)
-    fixed, table = parse_scope(recipe.scope).kind == "n:m", options["compare"] or options["sweep"]
-    if fixed and options["sweep"]:
-        raise ExciseError(f"scope {recipe.scope} has one sparsity: leave --sweep out")
-    if options["sparsity"] is None and not fixed and not table:
-        raise ExciseError("say how much goes: --sparsity 0.5, or --scope 2:4")
-    if options["sparsity"] is not None and fixed and options["sparsity"] != recipe.goal:
-        raise ExciseError(
-            f"scope {recipe.scope} cuts {recipe.goal:g}, not {options['sparsity']:g}: "
-            "leave --sparsity out"
-        )
-    return recipe
 
 
 def _listed(text: str | None) -> list[str]:

@@ -37,8 +37,8 @@ def forecast_pruning(
         they are taken; `layer`, of one decoder layer with its gram matrices, the copies that
         scoring and updating make and a batch, which is what the device holds; `buffers`, of the
         hidden states of all samples (those a layer reads, and the dense model's last ones if
-        tuning fits them); and `on disk`, of weights in mapped files, which the system pages in
-        and out: no part of the peak. Gradients are not taken while a layer is pruned.
+        tuning fits them); and `weights on disk, not counted`, of mapped files, which the system
+        pages in and out. Gradients are not taken while a layer is pruned.
 
     Raises:
         ExciseError: A pattern that does not fit the model.
@@ -64,7 +64,7 @@ def forecast_pruning(
         "gradients": gradients,
         "layer": _layer_bytes(view, recipe, rows * longest),
         "buffers": tokens * view.d_model * size * (recipe.sees_inputs + bool(recipe.tune)),
-        "on disk": on_disk(model),
+        "weights on disk, not counted": on_disk(model),
     }
     peak = parts["held"] + parts["scores"] + parts["buffers"]
     peak += max(gradients, parts["layer"])

@@ -125,6 +125,11 @@ class Recipe:
         return self.sparsity
 
     @property
+    def fixed(self) -> bool:
+        """Whether the scope has a sparsity of its own: N:M."""
+        return parse_scope(self.scope).kind == "n:m"
+
+    @property
     def updates(self) -> bool:
         """Whether weights that stay change."""
         return self.update != "none" or self.criterion == SPARSEGPT
@@ -186,3 +191,35 @@ def get_recipe(name: str, **changes: Any) -> Recipe:
         ExciseError: No recipe has this name, or as `Recipe`.
     """
     return replace(look_up("recipe", name, RECIPES), **changes)
+
+
+def recipe_with(recipe: str | Recipe, sparsity: float | None = None, **changes: Any) -> Recipe:
+    """Return a recipe with a sparsity and with fields changed, and what follows from the changes.
+
+    A budget `owl` has no unit but the matrix, and a scope that fixes counts (N:M, blocks, global)
+    leaves nothing to a budget, so it drops the recipe's own.
+
+    Args:
+        recipe: A name of `RECIPES`, or a recipe.
+        sparsity: Share of the weights that goes; None leaves the recipe's.
+        changes: Fields of `Recipe`; `budget="none"` is no budget.
+
+    Raises:
+        ExciseError: An unknown name or field, as `Recipe`, or a sparsity that the scope excludes.
+    """
+    if unknown := sorted(changes.keys() - {field.name for field in fields(Recipe)}):
+        raise unknown_name("field of a recipe", unknown[0], [f.name for f in fields(Recipe)])
+    if changes.get("budget") == OWL:
+        changes.setdefault("budget_unit", "matrix")
+    fixed_counts = changes.get("scope", "row") not in ("row", "layer")
+    if changes.get("budget") == "none" or (fixed_counts and "budget" not in changes):
+        changes["budget"] = None
+    if sparsity is not None:
+        changes["sparsity"] = sparsity
+    start = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
+    found = replace(start, **changes)
+    if sparsity is not None and found.fixed and sparsity != found.goal:
+        raise ExciseError(
+            f"scope {found.scope} cuts {found.goal:g}, not {sparsity:g}: leave `sparsity` out"
+        )
+    return found
