@@ -221,7 +221,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from excise.cli.correct import command
 from excise.core.files.output import check_output, whole_folder
-from excise.correction import edit as edits
+from excise.edits import edit as edits
 from excise.edits.edit import Edit
 from excise.eval.store import Store
 
