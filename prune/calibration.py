@@ -55,8 +55,7 @@ class Calibration:
     @property
     def name(self) -> str:
         """The source, or `given` where the texts themselves were handed over."""
-        given = not isinstance(self.source, str | os.PathLike)
-        return "given" if given else os.fspath(self.source)
+        return os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else "given"
 
     @cached_property
     def documents(self) -> list[str]:

@@ -133,7 +133,7 @@ def zero_by(
     if rank not in RANKS:
         raise unknown_name("rank", rank, RANKS)
     if not isinstance(relevance, Relevance):
-        relevance = Relevance.from_pretrained(relevance)
+        relevance = Relevance.from_pretrained(os.fspath(relevance))
     mask = select(relevance, component, sparsity, rank)
     check_effect(mask, sparsity)
     result = {"components": component, "asked": sparsity, "sparsity": mask.sparsity}
