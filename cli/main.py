@@ -60,7 +60,7 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         handler = _Said(ctx)
-        log = logging.getLogger(__package__.partition(".")[0])
+        log = logging.getLogger(__name__.partition(".")[0])
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:
