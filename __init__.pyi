@@ -35,8 +35,9 @@ from .edits.edit import Edit as Edit
 from .edits.verify import verify_edit as verify_edit
 from .eval.choice import TaskAccuracy as TaskAccuracy
 from .eval.choice import choice_accuracy as choice_accuracy
-from .eval.compare import compare as compare
+from .eval.compare import compare_evaluations as compare_evaluations
 from .eval.gate import check_gate as check_gate
+from .eval.models import evaluate_models as evaluate_models
 from .eval.perplexity import Perplexity as Perplexity
 from .eval.perplexity import perplexity as perplexity
 from .eval.policy import read_policy as read_policy

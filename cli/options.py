@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import ExciseError
+from ..core.files.columns import aligned as aligned
 from .words import FilePath
 
 
@@ -149,13 +150,3 @@ def loading(options: dict[str, Any]) -> "LoadOptions":
     from ..core.loading import LoadOptions
 
     return LoadOptions(**{field.name: options.pop(field.name) for field in fields(LoadOptions)})
-
-
-def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Render a table for a terminal: columns as wide as their widest cell."""
-    lines = [headers, *rows]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(headers))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -97,9 +97,9 @@ class Table:
         return page(f"Pruning {self.dense.model}", sections)
 
     def _relative(self, trial: "Trial[Evaluation]") -> Any:
-        from ..eval.compare import compare
+        from ..eval.compare import compare_evaluations
 
-        return compare(self.dense, trial.found)[0].relative
+        return compare_evaluations(self.dense, trial.found)[0].relative
 
 
 def measure_all(

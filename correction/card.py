@@ -7,7 +7,7 @@ from ..core.files.escape import markdown
 from ..core.files.json_text import finite
 from ..core.statistics import Measure, short
 from ..eval.compare import Comparison
-from ..eval.report import Table, markdown_table
+from ..eval.report_tables import Table, markdown_table
 from .controls import Band
 from .data.target import Judgement
 from .dose import percent

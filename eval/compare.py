@@ -48,7 +48,7 @@ class Comparison:
         return Measure(found.value, found.interval(), found.n, protocol)
 
 
-def compare(before: Evaluation, after: Evaluation) -> list[Comparison]:
+def compare_evaluations(before: Evaluation, after: Evaluation) -> list[Comparison]:
     """Pair everything that both models were measured for.
 
     Raises:

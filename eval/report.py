@@ -8,14 +8,27 @@ that a model wrote.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ..core.files.escape import markdown
 from ..core.files.json_text import finite
-from ..core.statistics import Measure, short
-from .compare import Comparison, compare
+from ..core.statistics import Measure
+from ..viz.page import framed
+from .compare import Comparison, compare_evaluations
 from .gate import Gate
 from .outcome import Outcome
+from .report_folder import write_report
+from .report_page import report_page
+from .report_tables import (
+    CHANGES_NOTE,
+    caveats,
+    changes_table,
+    markdown_table,
+    measured_table,
+    protocol_table,
+    terminal_text,
+)
 from .run import Evaluation
 
 
@@ -34,12 +47,46 @@ class Report:
     def comparisons(self) -> list[tuple[Evaluation, list[Comparison]]]:
         """Every other model against the first."""
         first, *others = self.evaluations
-        return [(other, compare(first, other)) for other in others]
+        return [(other, compare_evaluations(first, other)) for other in others]
 
     @property
     def passed(self) -> bool:
         """Whether every gate was met; true where there is none."""
         return all(gate.passed for gate in self.gates)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes numbers worthless: texts that chose an edit, edits that change nothing."""
+        said = [
+            f"{count} texts of {outcome} chose the edit of {evaluation.model}"
+            for evaluation in self.evaluations
+            for outcome, count in evaluation.reused().items()
+        ]
+        first, *others = self.evaluations
+        same = [other for other in others if other.model_hash == first.model_hash]
+        return said + [f"{other.model} has the weights of {first.model}" for other in same]
+
+    def __str__(self) -> str:
+        return terminal_text(self)
+
+    def _repr_html_(self) -> str:
+        """Draw the report in a notebook."""
+        return framed(report_page(self))
+
+    def save_pretrained(
+        self, path: str | Path, overwrite: bool = False, show_text: bool = False
+    ) -> None:
+        """Write `report.json`, `report.md`, `report.html`, per-unit values, and `junit.xml`.
+
+        Args:
+            path: The folder to make.
+            overwrite: Whether an existing report may be replaced.
+            show_text: Whether to write what the models wrote; it may offend.
+
+        Raises:
+            ExciseError: The path is taken or cannot be written.
+        """
+        write_report(self, path, overwrite, show_text)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; the first model's record stands at the top level as well."""
@@ -164,105 +211,3 @@ def _changes(found: Sequence[Comparison]) -> dict[str, Any]:
             "minimum_detectable_effect": paired.detectable,
         }
     return {"changes": changes}
-
-
-# --- tables, shared by Markdown, HTML and the terminal ---
-
-Table = tuple[list[str], list[list[str]]]
-"""Headers and rows."""
-
-CHANGES_NOTE = (
-    "Intervals are 95 %, from units resampled in pairs. The sign test counts units that got better "
-    "and worse; the permutation test swaps the models' values within units. The last column is the "
-    "smallest true difference that 80 % of such comparisons would find: smaller ones may be there."
-)
-
-
-def measured_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One row per statistic, one column per model."""
-    rows = []
-    for name in dict.fromkeys(name for e in evaluations for name in e.outcomes):
-        having = [e.outcomes[name] for e in evaluations if name in e.outcomes]
-        for statistic in having[0].statistics:
-            cells = [
-                str(e.outcomes[name].measures[statistic.name]) if name in e.outcomes else "-"
-                for e in evaluations
-            ]
-            rows.append([f"{name} {statistic.name}", *cells])
-    return ["", *(e.model for e in evaluations)], rows
-
-
-def changes_table(found: Sequence[Comparison]) -> Table:
-    """One row per statistic: difference, relative change, tests, detectable effect."""
-    headers = ["", "difference", "relative", "better / worse", "sign test p", "permutation p",
-               "detectable"]  # fmt: skip
-    rows = []
-    for comparison in found:
-        paired, relative = comparison.paired, comparison.relative
-        low, high = relative.ci
-        rows.append(
-            [
-                f"{comparison.outcome} {comparison.statistic.name}",
-                str(comparison.difference),
-                f"{100 * relative.value:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}]",
-                f"{paired.wins} / {paired.losses}",
-                short(paired.sign_p),
-                short(paired.permutation_p),
-                short(paired.detectable),
-            ]
-        )
-    return headers, rows
-
-
-def protocol_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One row per outcome: how, on how many units, on which text."""
-    rows = [
-        [name, outcome.protocol, str(outcome.headline.n), str(outcome.facts.get("text", ""))]
-        for name, outcome in evaluations[0].outcomes.items()
-    ]
-    return ["", "protocol", "units", "text"], rows
-
-
-def caveats(report: Report) -> list[str]:
-    """Say what a reader could believe wrongly."""
-    said = [
-        "An interval says how a number would vary with other units of this kind, not with other "
-        "kinds of text, prompts or judges."
-    ]
-    outcomes = report.evaluations[0].outcomes
-    if "perplexity" in outcomes and outcomes["perplexity"].protocol.startswith(
-        ("window", "stride")
-    ):
-        said.append(
-            "Windows of one text are neighbours and no independent draws, so the interval of a "
-            "single perplexity is too narrow where topics run long; differences on the same "
-            "windows suffer less. Under --protocol document the units are documents."
-        )
-    for outcome in outcomes.values():
-        if "limits" in outcome.facts:
-            said.append(f"What the judge cannot see: {outcome.facts['limits']}")
-    numerics = [
-        tuple(e.environment.get(key) for key in ("dtype", "device")) for e in report.evaluations
-    ]
-    if len(set(numerics)) > 1:
-        pairs = zip(report.evaluations, numerics, strict=True)
-        each = ", ".join(f"{e.model} {dtype} on {device}" for e, (dtype, device) in pairs)
-        said.append(f"The models were measured in different precision or place ({each}).")
-    if len(report.gates) > 1:
-        said.append(
-            "Several edited models were decided on, each at the policy's confidence: the best of "
-            "many looks better than it is. Measure the one that is chosen again, on other units."
-        )
-    for evaluation in report.evaluations:
-        for name, count in evaluation.reused().items():
-            said.append(
-                f"{count} of {len(evaluation[name].known_by)} prompts or lines of {name} chose the "
-                f"edit of {evaluation.model}: its numbers there prove nothing."
-            )
-    return said
-
-
-def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown, whatever is in its cells."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(map(markdown, line)) + " |" for line in lines)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..viz.chart import Point, Series, line_chart, scatter
 from ..viz.page import Section, page
@@ -9,21 +10,18 @@ from ..viz.table import table
 from ..viz.text import escape
 from .compare import Comparison
 from .outcome import Outcome
-from .report import (
-    CHANGES_NOTE,
-    Report,
-    caveats,
-    changes_table,
-    measured_table,
-    protocol_table,
-)
+from .report_tables import CHANGES_NOTE, caveats, changes_table, measured_table, protocol_table
+
+
+if TYPE_CHECKING:
+    from .report import Report
 
 
 EXTREMES = 3
 """How many of the most and least improved prompts are listed."""
 
 
-def report_page(report: Report, show_text: bool = False) -> str:
+def report_page(report: "Report", show_text: bool = False) -> str:
     """Draw a report.
 
     Args:
@@ -37,7 +35,7 @@ def report_page(report: Report, show_text: bool = False) -> str:
     )
 
 
-def report_sections(report: Report, show_text: bool = False) -> list[Section]:
+def report_sections(report: "Report", show_text: bool = False) -> list[Section]:
     """Draw the parts of a report, for pages that hold more than this."""
     first = report.evaluations[0]
     sections = [_verdict(report)] if report.gates else []
@@ -61,7 +59,7 @@ def report_sections(report: Report, show_text: bool = False) -> list[Section]:
     return [section for section in sections if section.body]
 
 
-def _verdict(report: Report) -> Section:
+def _verdict(report: "Report") -> Section:
     rows = [
         [gate.model, check.name, check.status, check.detail]
         for gate in report.gates
@@ -76,7 +74,7 @@ def _verdict(report: Report) -> Section:
     )
 
 
-def _dose(report: Report) -> Section:
+def _dose(report: "Report") -> Section:
     """Draw each headline over the models in the order given."""
     names = [evaluation.model for evaluation in report.evaluations]
     ticks = {float(at): name for at, name in enumerate(names)}
@@ -170,7 +168,7 @@ def _blindness(outcome: Outcome) -> Section:
     )
 
 
-def _origin(report: Report) -> str:
+def _origin(report: "Report") -> str:
     lines = [f"{e.model}: weights {e.model_hash[:16]}" for e in report.evaluations]
     environment = report.evaluations[0].environment
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items())

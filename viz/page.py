@@ -99,6 +99,22 @@ def page(
 """
 
 
+def framed(document: str, height: int = 640) -> str:
+    """Put a whole page into a notebook's cell, with the page's own rules and style.
+
+    Args:
+        document: What `page` returns.
+        height: In pixels.
+
+    Returns:
+        An HTML element that holds it.
+    """
+    return (
+        f'<iframe srcdoc="{escape(document)}" width="100%" height="{height}" '
+        'style="border: 0" sandbox></iframe>'
+    )
+
+
 def write_page(path: str | os.PathLike[str], html: str, overwrite: bool = False) -> Path:
     """Saves a page, whole or not at all.
 

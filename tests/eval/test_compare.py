@@ -9,7 +9,8 @@ import pytest
 from excise.core.errors import ExciseError
 from excise.core.loading import Loaded
 from excise.core.statistics import Statistic
-from excise.eval.compare import comparable, compare
+from excise.eval.compare import comparable
+from excise.eval.compare import compare_evaluations as compare
 from excise.eval.outcome import Outcome
 from excise.eval.perplexity import STATISTICS, Perplexity
 from excise.eval.run import Evaluation, evaluate

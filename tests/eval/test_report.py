@@ -17,8 +17,9 @@ from excise.eval import perplexity, repetition, toxicity
 from excise.eval.choice import STATISTICS as CHOICE
 from excise.eval.gate import Check, Gate
 from excise.eval.outcome import Outcome
-from excise.eval.report import LM_EVAL_KEYS, Report, caveats
+from excise.eval.report import LM_EVAL_KEYS, Report
 from excise.eval.report_page import report_page
+from excise.eval.report_tables import caveats
 from excise.eval.run import Evaluation
 from excise.eval.toxicity import toxicity_columns
 
