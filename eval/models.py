@@ -11,9 +11,9 @@ from ..core.documents import read_documents, read_texts
 from ..core.errors import ExciseError
 from ..core.generation import Decoding
 from ..core.loading import Loaded, LoadOptions, as_loaded, load_model
+from ..core.memory import Forecast
 from ..core.provenance import NOT_TOLD, Seen, seen_in
 from ..core.texts import line_hashes, text_hash
-from ..lrp.run import Forecast
 from ..tasks.registry import Split, get_task, task_prompts
 from .choice import TaskAccuracy
 from .gate import check_gate
@@ -185,7 +185,7 @@ def evaluate_models(
         found.append(replace(evaluation, model=label))
         del loaded  # one model at a time
     if dry_run:
-        return Forecast(max(expected), 0.0)
+        return Forecast(max(expected))
     first, *others = found
     pairs = [(other, first) for other in others] or [(first, None)]
     gates = [check_gate(rules, *pair) for pair in pairs] if gate is not None else []
