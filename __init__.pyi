@@ -2,7 +2,8 @@
 
 from .circuits.attribution import attribute as attribute
 from .circuits.circuit import Circuit as Circuit
-from .circuits.find import find_circuit as find_circuit
+from .circuits.door import find_circuit as find_circuit
+from .circuits.find import search_circuit as search_circuit
 from .circuits.pairs import Pairs as Pairs
 from .circuits.pairs import encode_pairs as encode_pairs
 from .circuits.scores import Attribution as Attribution

@@ -121,7 +121,9 @@ class Ablator:
     @contextmanager
     def _cut(self, prepared: Prepared, kept: Kept) -> Iterator[None]:
         with ExitStack() as undo:
-            for handle in _cut_nodes(self.view, prepared, kept):
+            for handle in _cut_nodes(
+                self.view, prepared.values, prepared.batch.input_ids.shape, kept
+            ):
                 undo.callback(handle.remove)
             if kept.edges is not None:
                 shape = prepared.batch.input_ids.shape
@@ -177,17 +179,49 @@ class Ablator:
         return {key: total / n for key, total in sums.items()}
 
 
+@contextmanager
+def zeroed(view: ModelView, kept: Kept) -> Iterator[None]:
+    """Let a model run without all but some components, on whatever it is given.
+
+    Args:
+        view: The model; it is as before when the block ends.
+        kept: What stays; all else is zero.
+
+    Raises:
+        ExciseError: A choice of edges, whose replacement depends on the prompt.
+    """
+    if kept.edges is not None:
+        raise ExciseError(
+            "edges are cut by their values on counterfactual prompts: run them by `Ablator`, or "
+            "find a circuit of another level"
+        )
+    whole = nullcontext() if kept.weights is None else only_weights(view, kept.weights)
+    with ExitStack() as undo, whole:
+        for handle in _cut_nodes(view, {}, None, kept):
+            undo.callback(handle.remove)
+        yield
+
+
 def _grad(gate: Tensor) -> Tensor:
     return torch.zeros_like(gate) if gate.grad is None else gate.grad.float().cpu()
 
 
-def _cut_nodes(view: ModelView, prepared: Prepared, kept: Kept) -> Iterator[Any]:
-    """Replace heads, neurons and MLPs where they write; yields the hooks' handles."""
+def _cut_nodes(
+    view: ModelView, values: Mapping[Key, Tensor], shape: torch.Size | None, kept: Kept
+) -> Iterator[Any]:
+    """Replace heads, neurons and MLPs where they write; yields the hooks' handles.
+
+    Args:
+        view: The model.
+        values: As in `Prepared`.
+        shape: Of the batch that `values` are for; None where they are all zero.
+        kept: What stays.
+    """
 
     def replaced(key: Key, x: Tensor, keep: Tensor) -> Tensor:
-        value = prepared.values.get(key, x.new_zeros(()))
+        value = values.get(key, x.new_zeros(()))
         # OPT's MLP sees the tokens of all rows in one
-        shaped = x.view(*prepared.batch.input_ids.shape, -1)
+        shaped = x if shape is None else x.view(*shape, -1)
         if keep.dtype == torch.bool:
             mixed = torch.where(keep.to(x.device), shaped, value)
         else:

@@ -1,6 +1,7 @@
 """A circuit: scores of components, which of them belong to it, and the evidence that they do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..core.bootstrap import resampled_sums
 from ..core.errors import ExciseError
+from ..core.families import ModelView
 from ..core.files.artefact import damage, read_artefact, write_artefact
 from ..core.files.escape import markdown
 from ..core.files.schema import (
@@ -27,6 +29,7 @@ from ..core.files.schema import (
 )
 from ..core.identity import model_hash
 from ..core.statistics import mean_interval
+from .ablation import zeroed
 from .faithfulness import jaccard
 from .graph import Edge, Graph, Writer, name
 from .levels import LEVELS, RANKS, Level, Shape, get_level
@@ -281,6 +284,27 @@ class Circuit:
         return replace(
             circuit, in_circuit=torch.from_numpy(bits), scores=dict(sorted(scores.items()))
         )
+
+    @contextmanager
+    def applied(self, model: Any) -> Iterator[Any]:
+        """Run a model with the circuit alone: what every other component gives is zero.
+
+        Args:
+            model: The model the circuit was found in. It is as before when the block ends.
+
+        Raises:
+            ExciseError: A circuit of edges, which need counterfactual prompts to be cut; or a
+                model of another shape.
+        """
+        view = ModelView.of(model)
+        if Shape.of(view).graph != self.shape.graph or view.d_mlp != self.shape.d_mlp:
+            raise ExciseError(
+                f"this circuit is of {self.config['model']}, and the model has another shape: "
+                "apply it to that one"
+            )
+        kept = self.level.kept(self.shape, self.in_circuit)
+        with zeroed(view, kept):
+            yield model
 
     def _repr_html_(self) -> str:
         """Draw the circuit in a notebook."""

@@ -1,4 +1,4 @@
-"""The whole way from a task to a circuit with its evidence, as one call."""
+"""From prompts in three parts to a circuit with its evidence."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -34,7 +34,7 @@ PICTURED = 16
 """Prompts behind the edges that are drawn between the nodes of a circuit of nodes."""
 
 
-def find_circuit(
+def search_circuit(
     model: Any,
     parts: Parts,
     search: Search | None = None,

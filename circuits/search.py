@@ -1,12 +1,17 @@
-"""What a search is given: prompts in three parts, and how to look."""
+"""What a search is given: prompts in three parts, and how to look; and what it will need."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..core.errors import ExciseError, unknown_name
+from ..core.families import ModelView
+from ..core.memory import Forecast, held_with
 from .ablation import ABLATIONS, Ablation
-from .levels import RANKS, get_level
+from .circuit import RESAMPLES
+from .graph import Graph
+from .levels import RANKS, Shape, get_level
 from .methods import get_method
 from .pairs import Pairs
 from .weights import check_weight_method
@@ -85,3 +90,51 @@ def prompts_in_parts(pairs: Pairs, seed: int = 0) -> Parts:
     half, quarter = len(order) // 2, len(order) // 4
     return Parts(part(order[:half]), part(order[half : half + quarter]),
                  part(order[half + quarter :]))  # fmt: skip
+
+
+def planned(model: Any, parts: Parts, search: Search, batch_size: int) -> Forecast:
+    """Return the memory that a search will hold at most, the model included; no time is known.
+
+    Counted are the activations of one batch with gradients (or, for edges, what every writer
+    writes), the replacements of the prompts to choose and to test on, and per-sample scores.
+
+    Args:
+        model: The model.
+        parts: The prompts.
+        search: How it is looked for.
+        batch_size: Prompts per pass.
+    """
+    view = ModelView.of(model)
+    size = view.embedding.weight.element_size()
+    graph, layers = Graph.of(view), len(view.layers)
+    longest = max(pairs.longest for pairs in vars(parts).values())
+    tokens = batch_size * longest
+    written = view.n_heads * view.head_dim + view.d_mlp + view.d_model  # z, hidden, MLP
+    layer = 4 * view.n_heads * view.head_dim + 4 * view.d_mlp + 6 * view.d_model
+    method = get_method(search.method)
+    rows = 2 if method.multipliers else 1  # prompts and counterfactuals at once
+    activations = rows * tokens * layers * (layer + 2 * written) * size
+    if rows == 2:  # attention patterns and their gradients are made anew
+        activations += 6 * rows * tokens * view.n_heads * longest * size
+    if search.level != "weights":  # of nodes, edges are drawn
+        streams = len(graph.writers) * tokens * view.d_model * size
+        activations += (3 if search.refined else 2) * streams
+    # the prompts to choose and to test on, and half of the latter under two ablations
+    replaced = sum(
+        len(pairs) * pairs.longest for pairs in (parts.validation, parts.test, parts.test)
+    )
+    replacements = 2 * replaced * layers * written * size
+    n = get_level(search.level).count(Shape.of(view))
+    if search.level == "weights":
+        scores = n * (3 * 4 + size + 16)  # scores, sorted, of rows; weights put by; choices
+    else:
+        scores = (2 * len(parts.train) + 2 * RESAMPLES) * n * 4
+    vocabulary = model.config.vocab_size * 4 * (2 * batch_size + len(parts.test))
+    counts = {
+        f"prompts to {use}": len(pairs)
+        for use, pairs in zip(("score", "choose", "test"), vars(parts).values(), strict=True)
+    }
+    if method.exact:
+        counts["passes of exact patching"] = (n + 1) * -(-len(parts.train) // batch_size)
+    peak = held_with(model) + activations + replacements + scores + vocabulary
+    return Forecast(peak, counts=counts)

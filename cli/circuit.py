@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,12 +10,6 @@ from ..core.files.json_text import json_text
 from . import options as shared
 from .show_circuit import described
 from .terminal import say
-
-
-if TYPE_CHECKING:
-    from ..circuits.scores import Attribution
-    from ..circuits.search import Parts, Search
-    from ..core.loading import Loaded
 
 
 @click.command(
@@ -64,7 +58,7 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
 
     Prints it with faithfulness, completeness and controls, and writes a folder with a page.
     """
-    from ..circuits.find import find_circuit
+    from ..circuits.door import find_circuit
     from ..core.errors import ExciseError
     from ..core.files.output import progress_of
     from ..core.memory import peak, readable
@@ -74,29 +68,20 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
         raise ExciseError("say where the circuit goes: -o FOLDER")
     if output is not None and not dry_run:
         shared.check_output(output, overwrite, "circuit")
-    check_source(options)
-    search = search_of(options)
-    loaded = shared.load(options)
-    parts = parts_of(options, loaded)
-    given = given_scores(options["scores"], loaded)
-    tell_plan(loaded, parts, search, options["batch_size"])
+    started = time.perf_counter()
+    circuit = find_circuit(
+        options.pop("model"),
+        load_options=shared.loading(options),
+        level=options.pop("level") or "nodes",
+        resume=progress_of(output) if resume and output else None,
+        progress=True,
+        dry_run=dry_run,
+        tell=lambda expected: say(str(expected), err=True),
+        **options,
+    )
     if dry_run:
         return
     assert output is not None
-    started = time.perf_counter()
-    circuit = find_circuit(
-        loaded.model,
-        parts,
-        search,
-        task=options["task"] or options["prompts"].name,
-        tokenizer=loaded.tokenizer,
-        batch_size=options["batch_size"],
-        scores=given,
-        allow_failing=options["allow_failing"],
-        resume=progress_of(output) if resume else None,
-        progress=True,
-        made_from=made_from(options),
-    )
     circuit.save_pretrained(output, overwrite)
     seconds = time.perf_counter() - started
     for warning in circuit.config["warnings"]:
@@ -107,100 +92,3 @@ def command(output: Path | None, overwrite: bool, as_json: bool, **options: Any)
                                "seconds": round(seconds, 3), "peak": peak()}))  # fmt: skip
     else:
         say(f"{described(circuit)}\nwritten to {output}; open {output / 'circuit.html'}")
-
-
-def check_source(options: dict[str, Any]) -> None:
-    """Refuse a missing or double source before a model is loaded."""
-    from ..core.data import read_prompts
-    from ..core.errors import ExciseError
-    from ..tasks.registry import get_task
-
-    task, prompts = options["task"], options["prompts"]
-    if (task is None) == (prompts is None):
-        raise ExciseError("give one of --task and --prompts: excise ls tasks lists tasks")
-    for name in ("samples", "batch_size"):
-        if options[name] < 1:
-            raise ExciseError(f"--{name.replace('_', '-')} is {options[name]}: give at least 1")
-    if task is not None:
-        get_task(task)
-        return
-    if options["counterfactual"]:
-        raise ExciseError("--counterfactual belongs to --task: write yours into the prompts file")
-    paired = all(prompt.counterfactual is not None for prompt in read_prompts(prompts))
-    if not paired:
-        options["method"] = options["method"] or "lrp"
-        options["ablation"] = options["ablation"] or "zero"
-
-
-def search_of(options: dict[str, Any]) -> "Search":
-    """Return how to look, checked before a model is loaded."""
-    from ..circuits.search import Search
-
-    return Search(
-        level=options["level"] or "nodes",
-        method=options["method"] or ("lrp" if options["level"] == "weights" else "relp-ig"),
-        rank=options["rank"],
-        ablation=options["ablation"] or ("zero" if options["level"] == "weights" else "resample"),
-        faithfulness=options["faithfulness"],
-        size=options["size"],
-        refined=options["refine"],
-        minimality=options["minimality"],
-        controls=options["controls"],
-        seed=options["seed"],
-    )
-
-
-def parts_of(options: dict[str, Any], loaded: "Loaded") -> "Parts":
-    """Read or make the prompts, and tokenise them."""
-    from ..circuits.pairs import encode_pairs
-    from ..circuits.search import Parts, prompts_in_parts
-    from ..core.data import read_prompts
-    from ..tasks.registry import task_prompts
-
-    tokenizer, seed, n = loaded.tokenizer, options["seed"], options["samples"]
-    if options["task"] is None:
-        return prompts_in_parts(encode_pairs(tokenizer, read_prompts(options["prompts"])), seed)
-
-    def part(split: Any, n: int) -> Any:
-        made = task_prompts(options["task"], tokenizer, n, seed, split, options["counterfactual"])
-        return encode_pairs(tokenizer, made)
-
-    return Parts(part("train", n), part("validation", max(2, n // 2)), part("test", n))
-
-
-def made_from(options: dict[str, Any]) -> dict[str, Any]:
-    """Return where the prompts and the scores are from, for the circuit to say."""
-    import hashlib
-
-    from ..tasks.registry import get_task
-
-    task, prompts, scores = options["task"], options["prompts"], options["scores"]
-    found: dict[str, Any] = {"source": f"task {task}" if task else f"prompts {prompts}"}
-    if task:
-        found["counterfactual"] = options["counterfactual"] or get_task(task).counterfactuals[0]
-    if scores:
-        digest = hashlib.sha256(scores.read_bytes()).hexdigest()[:16]
-        found["scores"] = {"file": str(scores), "sha256": digest}
-    return found
-
-
-def given_scores(path: Path | None, loaded: "Loaded") -> "Attribution | None":
-    """Read another tool's scores for this model, if there are any."""
-    from ..circuits.exchange import read_eap_ig
-    from ..circuits.graph import Graph
-    from ..core.families import ModelView
-
-    return None if path is None else read_eap_ig(path, Graph.of(ModelView.of(loaded.model)))
-
-
-def tell_plan(loaded: "Loaded", parts: "Parts", search: "Search", batch_size: int) -> None:
-    """Say what memory the search will need, before it starts."""
-    from ..circuits.plan import exact_passes, planned_peak
-    from ..core.memory import readable
-
-    need = planned_peak(loaded.model, parts, search, batch_size)
-    n = ", ".join(f"{len(pairs)} to {use}" for use, pairs in zip(
-        ("score", "choose", "test"), vars(parts).values(), strict=True))  # fmt: skip
-    passes = exact_passes(loaded.model, parts, search, batch_size)
-    patching = f"; exact patching takes {passes:,} passes" if passes else ""
-    say(f"prompts: {n}; peak memory about {readable(need)}{patching}", err=True)

@@ -100,7 +100,8 @@ def test_circuits_docs_run(
 ):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", CIRCUITS, re.DOTALL)
-    code = code.replace('"smollm2"', repr(str(tiny_folder("opt")))).replace("size=30", "size=3")
+    code = code.replace('"smollm2"', repr(str(tiny_folder("opt"))))
+    code = code.replace("size=30", "size=3, allow_failing=True")  # a random model fails any task
     exec(code, {})
     assert "3 of 10 nodes" in capsys.readouterr().out
     assert Path("ioi-circuit/circuit.html").is_file()

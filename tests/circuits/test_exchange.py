@@ -10,7 +10,7 @@ import pytest
 import torch
 from excise.circuits.circuit import Circuit
 from excise.circuits.exchange import read_eap_ig, to_eap_ig, write_eap_ig
-from excise.circuits.find import find_circuit
+from excise.circuits.find import search_circuit
 from excise.circuits.pairs import Pairs
 from excise.circuits.search import Parts, Search
 from excise.core.errors import ExciseError
@@ -33,7 +33,7 @@ def parts(make_pairs: Callable[..., Pairs]) -> Parts:
 @pytest.fixture(scope="module", params=SIZES)
 def circuit(request: pytest.FixtureRequest, model: Any, parts: Parts) -> Circuit:
     search = Search(level=request.param, method="relp", size=SIZES[request.param], controls=0)
-    return find_circuit(model, parts, search, task="noise", allow_failing=True)
+    return search_circuit(model, parts, search, task="noise", allow_failing=True)
 
 
 def nodes_and_edges(cfg: dict[str, Any]) -> tuple[set[str], set[str]]:

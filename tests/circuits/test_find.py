@@ -16,7 +16,7 @@ from excise.circuits.compare import compare_circuits
 from excise.circuits.discovery import by_faithfulness, by_size, refine
 from excise.circuits.exchange import read_eap_ig, to_eap_ig, write_eap_ig
 from excise.circuits.faithfulness import Trial
-from excise.circuits.find import find_circuit, scored
+from excise.circuits.find import scored, search_circuit
 from excise.circuits.levels import Ranking, get_level
 from excise.circuits.page import circuit_html
 from excise.circuits.pairs import Pairs
@@ -35,7 +35,7 @@ def parts(make_pairs: Callable[..., Pairs]) -> Parts:
 
 def found_in(model: Any, parts: Parts, **search: Any) -> Circuit:
     options = {"controls": 2, **search}
-    return find_circuit(model, parts, Search(**options), task="noise", allow_failing=True)
+    return search_circuit(model, parts, Search(**options), task="noise", allow_failing=True)
 
 
 @pytest.mark.parametrize("level", ["nodes", "kv-groups", "neurons", "edges"])
@@ -151,7 +151,7 @@ def test_weights(tmp_path: Path, tiny_llama: Any, parts: Parts):
 
 def test_a_task_that_the_model_fails_is_reported_first(tiny_llama: Any, parts: Parts):
     with pytest.raises(ExciseError, match=r"the model does not do noise: .* of 6 prompts"):
-        find_circuit(tiny_llama, parts, task="noise")
+        search_circuit(tiny_llama, parts, task="noise")
 
 
 def others(pairs: Pairs) -> dict[str, Pairs]:
@@ -191,7 +191,7 @@ def test_progress_is_of_one_search(
     with monkeypatch.context() as patched:
         patched.setattr(identity, "versions", lambda: {"torch": "0"})
         refused("versions")
-    find_circuit(tiny_llama, parts, Search(ablation="zero", faithfulness=0.3), allow_failing=True,
+    search_circuit(tiny_llama, parts, Search(ablation="zero", faithfulness=0.3), allow_failing=True,
                  resume=folder)  # fmt: skip
     assert not folder.exists()
 
@@ -199,7 +199,7 @@ def test_progress_is_of_one_search(
 def test_a_circuit_says_what_it_was_found_with(tiny_llama: Any, parts: Parts):
     made = {"source": "task noise", "counterfactual": "any"}
     found = {
-        name: find_circuit(
+        name: search_circuit(
             tiny_llama, Parts(pairs, parts.validation, parts.test), Search(size=3, controls=0),
             allow_failing=True, made_from=made,
         ).config
@@ -226,7 +226,7 @@ def test_nothing_left_says_what_to_ask_for(
 
     monkeypatch.setattr(find, "choose", nothing)
     with pytest.raises(ExciseError, match=f"no component is left .* a larger --{more}$"):
-        find_circuit(tiny_llama, parts, Search(**search), allow_failing=True)
+        search_circuit(tiny_llama, parts, Search(**search), allow_failing=True)
 
 
 def test_bounds_come_from_resampled_prompts():

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from excise.circuits.circuit import Circuit
-from excise.circuits.find import find_circuit
+from excise.circuits.find import search_circuit
 from excise.circuits.page import circuit_dot_of, circuit_html, picture
 from excise.circuits.pairs import Pairs, encode_pairs
-from excise.circuits.plan import exact_passes, planned_peak
-from excise.circuits.search import Parts, Search
+from excise.circuits.search import Parts, Search, planned
 from excise.tasks.registry import task_prompts
 
 
@@ -24,7 +23,7 @@ def ioi_parts(tiny_tokenizer: Any) -> Parts:
 @pytest.fixture(scope="module")
 def circuits(tiny: Callable[..., Any], tiny_tokenizer: Any, ioi_parts: Parts) -> dict[str, Circuit]:
     return {
-        level: find_circuit(
+        level: search_circuit(
             tiny("llama-gqa"), ioi_parts, Search(level=level, size=size, controls=1), task="ioi",
             tokenizer=tiny_tokenizer, allow_failing=True,
         )
@@ -95,12 +94,13 @@ def test_the_plan_counts_what_grows(
     model = tiny("opt")
     parts = Parts(*(make_pairs((8,) * 4) for _ in range(3)))
     needs = [
-        planned_peak(model, parts, search, batch)
+        planned(model, parts, search, batch).peak
         for search, batch in (
             (Search(), 4), (Search(level="edges"), 4), (Search(level="edges"), 64),
         )
     ]  # fmt: skip
     assert needs == sorted(needs)
     assert needs[2] - needs[1] > 2**20
-    assert exact_passes(model, parts, Search(method="patching"), 2) == (2 * 5 + 1) * 2
-    assert exact_passes(model, parts, Search(), 2) == 0
+    patching = planned(model, parts, Search(method="patching"), 2)
+    assert patching.counts["passes of exact patching"] == (2 * 5 + 1) * 2
+    assert "passes of exact patching" not in planned(model, parts, Search(), 2).counts

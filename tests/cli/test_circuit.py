@@ -128,7 +128,10 @@ def test_a_plan_without_a_run(tiny_folder: Callable[[str], Path], tmp_path: Path
         group, ["circuit", str(tiny_folder("opt")), "--task", "ioi", "--samples", "8", "--dry-run"]
     )
     assert done.exit_code == 0, done.output
-    assert "8 to score, 4 to choose, 8 to test; peak memory about" in done.stderr
+    assert (
+        "8 prompts to score, 4 prompts to choose, 8 prompts to test; peak memory about"
+        in done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from excise.circuits.find import find_circuit
+from excise.circuits.find import search_circuit
 from excise.circuits.pairs import encode_pairs
 from excise.circuits.search import Parts, Search
 from excise.core.data import Sample, batches, encode_continuations, encode_prompts, encode_texts
@@ -80,7 +80,7 @@ def test_relevance_says_it(tiny: Any, tiny_tokenizer: Any, tmp_path: Path):
 def test_circuits_say_it(tiny: Any, tiny_tokenizer: Any):
     prompts = [ioi_prompts(tiny_tokenizer, 4, split=s) for s in ("train", "validation", "test")]
     parts = Parts(*(encode_pairs(tiny_tokenizer, part) for part in prompts))
-    found = find_circuit(tiny("opt"), parts, Search(size=3, controls=0), allow_failing=True)
+    found = search_circuit(tiny("opt"), parts, Search(size=3, controls=0), allow_failing=True)
     chosen = {text_hash(prompt.clean) for prompt in prompts[0] + prompts[1]}
     assert set(found.config["prompt_hashes"]) == chosen  # those of the test are still to be used
 
