@@ -9,6 +9,7 @@ from ..core.export import write_model
 from ..core.files.output import remove_progress
 from ..core.loading import Loaded
 from ..core.memory import Forecast
+from ..core.provenance import Seen
 from .mask import Mask
 from .recipe import Recipe
 
@@ -51,6 +52,11 @@ class PrunedModel:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer."""
         return self.loaded.tokenizer
+
+    @property
+    def seen(self) -> Seen:
+        """The texts that chose what was pruned, or the edits before it."""
+        return Seen.read(self.provenance, "the model in memory")
 
     @property
     def sparsity(self) -> float:
