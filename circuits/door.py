@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ExciseError
 from ..core.families import ModelView
@@ -13,7 +13,6 @@ from ..core.memory import Forecast
 from ..tasks.registry import get_task
 from ..tasks.sources import Source
 from .ablation import Ablation
-from .circuit import Circuit
 from .exchange import read_eap_ig
 from .find import search_circuit
 from .graph import Graph
@@ -22,8 +21,6 @@ from .search import Parts, Search, planned, prompts_in_parts
 
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..tasks.registry import Split
@@ -37,18 +34,6 @@ ALL = 10**9
 """Of a caller's own prompts all are used: they are shared out, not drawn."""
 
 
-@overload
-def find_circuit(
-    model: "Model", tokenizer: "Tokenizer" = None, *, dry_run: "Literal[True]", **options: Any
-) -> Forecast: ...
-@overload
-def find_circuit(
-    model: "Model",
-    tokenizer: "Tokenizer" = None,
-    *,
-    dry_run: "Literal[False]" = False,
-    **options: Any,
-) -> Circuit: ...
 def find_circuit(
     model: "Model",
     tokenizer: "Tokenizer" = None,
@@ -75,7 +60,7 @@ def find_circuit(
     dry_run: bool = False,
     load_options: LoadOptions | None = None,
     tell: Callable[[Forecast], None] | None = None,
-) -> Circuit | Forecast:
+) -> Any:
     """Find the circuit of a task, and measure on held-out prompts how far it is one.
 
     Components are scored on one part of the prompts, the size is chosen on a second part, and

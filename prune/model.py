@@ -44,7 +44,7 @@ def prune_model(
     dry_run: bool = False,
     progress: bool = False,
     **changes: Any,
-) -> PrunedModel | Forecast:
+) -> Any:
     """Set weights of a model to zero, by a recipe or by a relevance. The model is pruned in place.
 
     A model that is handed over loaded is changed, and is `result.model`: copy it before where the

@@ -25,7 +25,12 @@ SMALLER: dict[str, dict[str, Any]] = {
 """What a random model of two layers is asked for, by the door: it has no behaviour of its own."""
 
 
-DRAWN = ((60, 9), (60, 3, "validation"), (90, 4, "test"))
+TEXTS: dict[str, dict[str, Any]] = {
+    "undesired": {"n": 60, "seed": 9},
+    "general": {"n": 60, "seed": 3, "split": "validation"},
+    "perplexity": {"n": 90, "seed": 4, "split": "test"},
+}
+"""How the texts of a correction are drawn."""
 
 
 def _called(door: Callable[..., Any], smaller: dict[str, Any], *given: Any, **options: Any) -> Any:
@@ -46,8 +51,10 @@ def test_an_example_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", [str(path), str(tiny_folder(kind))])
-    lines = {n: [f"{p.clean} ." for p in ioi_prompts(tiny_tokenizer, *n)] for n in DRAWN}
-    texts = dict(zip(("undesired", "general", "perplexity"), lines.values(), strict=True))
+    texts = {
+        name: [f"{prompt.clean} ." for prompt in ioi_prompts(tiny_tokenizer, **how)]
+        for name, how in TEXTS.items()
+    }
     for name, options in SMALLER.items():
         more = texts if name == "correct_model" else {}
         smaller = partial(_called, getattr(excise, name), {**options, **more})

@@ -12,7 +12,7 @@ from ...core.errors import ExciseError, unknown_name
 from ...core.export import note, record
 from ...core.families import ModelView
 from ...core.loading import Loaded, as_loaded
-from ...core.memory import Forecast, peak, readable
+from ...core.memory import peak, readable
 from ...core.provenance import Seen
 from ...lrp.relevance import Relevance
 from ..calibration import Calibration, Texts
@@ -53,7 +53,7 @@ def shrink_model(
     seed: int = 0,
     dry_run: bool = False,
     progress: bool = False,
-) -> PrunedModel | Forecast:
+) -> Any:
     """Take neurons, heads or layers out of a model, which is smaller afterwards. In place.
 
     A model that is handed over loaded is changed, and is `result.model`: copy it before where the
