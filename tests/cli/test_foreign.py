@@ -74,7 +74,7 @@ def test_a_tokenizer_that_is_not_here_is_not_fetched(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("score", "M", "--prompts", "P", "-o", "out", "--batch-size", "²"), "batch size is '²'"),
+        (("score", "M", "--prompts", "P", "-o", "out", "--batch-size", "²"), "--batch-size is '²'"),
         (("score", "M", "--prompts", "P", "-o", "out", "--samples", "1_0"), "'1_0'"),
         (("score", "M", "--prompts", "P", "-o", "a" * 300), "too long"),
         (("score", "M", "--prompts", "P", "-o", "bad\udcff"), "no name"),

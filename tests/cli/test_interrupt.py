@@ -51,7 +51,7 @@ def test_a_signal_from_outside(tiny_folder: Folder, tmp_path: Path):
     command += arguments(tiny_folder("llama-gqa"), tmp_path / "out", 20_000)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("20000 samples, ")  # so it has begun
+    assert process.stderr.readline().startswith("20,000 samples, ")  # so it has begun
     process.send_signal(signal.SIGINT)
     (line,) = process.stderr.read().splitlines()
     assert line.startswith("excise: interrupted")

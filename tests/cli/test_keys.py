@@ -238,7 +238,7 @@ Keys = Callable[..., list[dict[str, str]]]
 @pytest.fixture
 def keys(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     """Return `keys(verb, model, base, more)`: all that a run would keep its finds under."""
-    from excise.eval import report, run
+    from excise.eval import models, run
     from excise.prune import progress as pruning
 
     found: list[dict[str, str]] = []
@@ -266,7 +266,7 @@ def keys(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
             if verb == "eval":
                 patched.setattr(run, "Store", Store)
                 patched.setattr(run, "_measured", lambda *_: [])
-                patched.setattr(report, "Report", stop)
+                patched.setattr(models, "Report", stop)
             else:
                 patched.setattr(Progress, "load", load)
                 patched.setattr(pruning.Progress, "check", check)
