@@ -106,6 +106,8 @@ def _model(
 ) -> None:
     """Prune weights, or take units out; print what a dry run says, or write the model."""
     from ..core.loading import load_model
+    from ..lrp.relevance import Relevance
+    from ..prune.calibration import Calibration
     from ..prune.model import prune_model
     from ..prune.pruned import PrunedModel, PruningForecast
     from ..prune.recipe import recipe_with
@@ -126,6 +128,10 @@ def _model(
         if not weights:
             names += ["criterion", "compensate", "zero"]
             more["component"] = options["components"]
+    if by_recipe:  # what is read is read once before a model is loaded, to be refused in time
+        Calibration(*(options[name] for name in ("calibration", "samples", "length", "seed")))
+    else:
+        Relevance.from_pretrained(options["relevance"])
     asked = {name: options[name] for name in names}
     loaded = load_model(options.pop("model"), shared.loading(options), options["offload"])
     done = (prune_model if weights else shrink_model)(loaded, **asked, **more)
