@@ -57,7 +57,7 @@ class State:
         path, parts = checkpoint.folder / RECORD, checkpoint.folder / EDITS
         if not path.exists():
             return cls(checkpoint)
-        damaged = f"the record {path} is damaged, so make the edited model again"
+        damaged = f"the record {path} is damaged or cannot be read, so make the edited model again"
         try:
             record = read_json(path)
             check(record, SHAPE, RECORD)

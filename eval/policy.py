@@ -204,7 +204,7 @@ def _confidence(name: str, value: Any) -> float:
 def _share(name: str, value: Any) -> float:
     number, _ = _amount(name, value)
     if not 0 < number <= 1:
-        raise ExciseError(f"{name} is {value!r}: give a share above 0, up to 100 %, as in 3 %")
+        raise ExciseError(f"{name} is {shown(value)}: give a share above 0, up to 100 %, as in 3 %")
     return number
 
 
