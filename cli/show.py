@@ -66,7 +66,8 @@ def command(
         "edit": {"html": html, **drawn, **of_relevance}, "circuit": of_relevance,
     }.get(str(kind), drawn)  # fmt: skip
     if wrong := [f"--{name.replace('_', '-')}" for name, value in unfit.items() if value]:
-        raise ExciseError(f"{folder} holds {kind or 'a model'}, which {', '.join(wrong)} cannot be given for")
+        held = kind or "a model"
+        raise ExciseError(f"{folder} holds {held}, which {', '.join(wrong)} cannot be given for")
     for name, path in {"html": html, **drawn}.items():
         if path is not None:
             shared.check_output(path, overwrite, WRITTEN[name])
